@@ -1,0 +1,113 @@
+# Two commands do all the set-up on a fresh machine: `make quickstart` and `make test`.
+# Variables: PYTHON (3.11 or newer), ARGS (more options for a recipe), DATA (shards or an image tree), PIP_ARGS.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+DATA ?= data/imagenet
+QUICKSTART_DATA := data/digits
+PHOTOS_DATA := data/photos
+RUN := $(VENV)/bin/python -m cli
+STAMP := $(VENV)/.installed
+
+# Prints the recipe's header (paper, hardware, cost, number to expect), then runs it.
+define recipe
+@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
+$(RUN) fit --config conf/$(1).yaml --data.data $(DATA) $(ARGS)
+endef
+
+##@ Start here
+
+help: ## list every target
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z0-9_.-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install everything (3 minutes; PIP_ARGS for your own index)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), Restrike needs 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "== installing into $(VENV) (torch is the largest part; a few minutes)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) $(QUICKSTART_DATA)/catalogue.json ## train a small FasterViT on real images with EMA and MESA, then test it (3 minutes on a laptop's CPU)
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/quickstart.yaml
+	@run=runs/quickstart; [ ! -e $$run ] || run=runs/quickstart-$$(date +%Y%m%d-%H%M%S); set -x; \
+	  $(RUN) fit --config conf/quickstart.yaml --run_dir $$run $(ARGS); \
+	  $(RUN) test --config conf/quickstart.yaml --run_dir $$run --ckpt_path best; \
+	  { set +x; } 2>/dev/null; echo "curves, predictions, weights and the report are in $$run"
+
+quickstart-photos: $(STAMP) $(PHOTOS_DATA)/catalogue.json ## the same on crops of real photographs, with the whole RandAugment recipe (5 minutes)
+	$(RUN) fit --config conf/quickstart_photos.yaml $(ARGS)
+	$(RUN) test --config conf/quickstart_photos.yaml --ckpt_path best
+
+$(QUICKSTART_DATA)/catalogue.json: | $(STAMP)
+	$(RUN) prepare digits --out $(QUICKSTART_DATA)
+
+$(PHOTOS_DATA)/catalogue.json: | $(STAMP)
+	$(RUN) prepare photos --out $(PHOTOS_DATA)
+
+##@ Keep it right
+
+test: $(STAMP) ## run the test suite (under 15 minutes on 2 cores)
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## run the longer checks
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+smoke: $(STAMP) ## two steps of every recipe at smoke size
+	$(VENV)/bin/python -m pytest tests/configs $(ARGS)
+
+bench: $(STAMP) ## measure every speed claim beside its peer and rewrite docs/benchmarks.md
+	$(VENV)/bin/pip install --disable-pip-version-check -q --no-deps fastervit==1.0.0
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+native: $(STAMP) ## build the optional JPEG region decoder (needs a C compiler and libjpeg-turbo's headers)
+	$(VENV)/bin/python -m restrike.data.native.build
+
+clean: ## remove .venv and caches; runs/ and data/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+##@ Reproduce a paper (each prints its cost first; on SLURM see docs/clusters.md)
+
+fastervit-0: $(STAMP) ## FasterViT-0, ImageNet-1k, 82.1 top-1: 4 nodes x 8 A100-40G, 320 epochs
+	$(call recipe,fastervit_0)
+fastervit-1: $(STAMP) ## FasterViT-1, ImageNet-1k, 83.2 top-1: 4 nodes x 8 A100-40G, 320 epochs
+	$(call recipe,fastervit_1)
+fastervit-2: $(STAMP) ## FasterViT-2, ImageNet-1k, 84.2 top-1: 4 nodes x 8 A100-40G, 320 epochs
+	$(call recipe,fastervit_2)
+fastervit-3: $(STAMP) ## FasterViT-3, ImageNet-1k, 84.9 top-1: 4 nodes x 8 A100-40G, 320 epochs
+	$(call recipe,fastervit_3)
+fastervit-4: $(STAMP) ## FasterViT-4, ImageNet-1k, 85.4 top-1: 4 nodes x 8 A100-80G, 320 epochs
+	$(call recipe,fastervit_4)
+fastervit-5: $(STAMP) ## FasterViT-5, ImageNet-1k, 85.6 top-1: 4 nodes x 8 A100-80G, 320 epochs
+	$(call recipe,fastervit_5)
+fastervit-6: $(STAMP) ## FasterViT-6, ImageNet-1k, 85.8 top-1: 4 nodes x 8 A100-80G, 320 epochs
+	$(call recipe,fastervit_6)
+fastervit-4-21k-pretrain: $(STAMP) ## FasterViT-4 on ImageNet-21k, the paper's 90 epochs: 4 nodes x 8 A100-80G (set DATA)
+	$(call recipe,fastervit_4_21k_pretrain)
+fastervit-4-21k-224: $(STAMP) ## FasterViT-4 (21k) tuned at 224, 86.6 top-1: 4 nodes x 8 A100-80G, 60 epochs
+	$(call recipe,fastervit_4_21k_224)
+fastervit-4-21k-384: $(STAMP) ## FasterViT-4 (21k) tuned at 384, 87.6 top-1: 4 nodes x 8 A100-80G, 60 epochs
+	$(call recipe,fastervit_4_21k_384)
+fastervit-4-21k-512: $(STAMP) ## FasterViT-4 (21k) tuned at 512, 87.8 top-1: 4 nodes x 8 A100-80G, 60 epochs
+	$(call recipe,fastervit_4_21k_512)
+fastervit-4-21k-768: $(STAMP) ## FasterViT-4 (21k) tuned at 768, 87.9 top-1: 4 nodes x 8 A100-80G, 60 epochs
+	$(call recipe,fastervit_4_21k_768)
+
+.PHONY: $(shell sed -n 's/^\([a-z0-9][a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
