@@ -1,0 +1,195 @@
+"""`fit validate test predict`: one composed config, checked against the signatures that it names, then run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from omegaconf.errors import OmegaConfBaseException
+
+from cli import registry
+from cli.arguments import Arguments, split
+from cli.compose import Composed, compose_all
+from cli.errors import EXIT_USER_ERROR, UserError, explain, shorten
+from cli.loggers import settle_loggers
+from cli.run_folder import RunFolder, refuse_another_run, resolve_checkpoint
+from cli.topology import Topology, resolve_topology
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_str(str(member.value)))
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "💡 Tip" not in str(r.msg))
+
+
+class Parser(LightningArgumentParser):
+    """Raises `UserError` with one message where argparse would print a hundred lines and leave."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise UserError(message) from ex
+
+
+class CLI(LightningCLI):
+    """LightningCLI over a composed config, with named callbacks and loggers and one run folder."""
+
+    requested = "fit"
+
+    def __init__(self, arguments: Arguments, composed: Composed) -> None:
+        type(self).requested = arguments.subcommand
+        self.arguments, self.composed = arguments, composed
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # one group over all parameters: the modules build their own
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            save_config_callback=RunFolder,
+            save_config_kwargs={"arguments": arguments, "composed": composed},
+            args=_parser_tokens(arguments, composed),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only the requested one: each parser costs a tenth of a second."""
+        return {CLI.requested: LightningCLI.subcommands()[CLI.requested]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own keys beside `model`, `data` and `trainer`."""
+        parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="where the run writes everything")
+        parser.add_argument("--auto", type=bool, default=False, help="resume if run_dir holds a checkpoint, else start")
+        parser.add_argument("--callbacks", type=dict[str, Callback | None] | None, default=None, help="by name")
+        parser.add_argument("--logger", type=dict[str, Logger | None] | None, default=None, help="by name")
+        parser.add_argument("--vars", type=dict[str, Any], default={}, help="free values for interpolation")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one message with the nearest right name."""
+        try:
+            self.config = parser.parse_args(args)
+        except (UserError, OmegaConfBaseException, ValueError, TypeError, ImportError, AttributeError) as error:
+            names = {*_known_names(parser, self._subcommand_parsers), *_config_names(self.composed.config)}
+            tokens = [*self.arguments.options, *self.arguments.overrides]
+            raise UserError(explain(str(error), names, self.composed.files, tokens)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Not as in Lightning, which lets a checkpoint's hyper-parameters beat the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Everything that can be wrong is said here, before anything is built."""
+        config = self.config[self.arguments.subcommand]
+        registry.check(config.as_dict(), self.arguments.allowed)
+        config.ckpt_path = resolve_checkpoint(
+            config.get("ckpt_path"), config.run_dir, config.auto, self.arguments.subcommand
+        )
+        settle_loggers(config)
+        # The processes that Lightning's DDP launcher starts are not global rank 0 and must not judge the folder.
+        if self.subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0 and not config.trainer.fast_dev_run:
+            refuse_another_run(Path(config.run_dir), config.ckpt_path)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a value that one of them refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException, FileNotFoundError) as error:
+            if "RESTRIKE_TRACEBACK" in os.environ:
+                raise
+            raise UserError(shorten(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the named callbacks and loggers, fill `devices` and `num_nodes`, and put the run into its folder."""
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
+        trainer.callbacks = [*(trainer.callbacks or []), *filter(None, (config.callbacks or {}).values())]
+        if config.logger is not None:
+            trainer.logger = list(filter(None, config.logger.values())) or False
+        trainer.default_root_dir = trainer.default_root_dir or config.run_dir
+        topology = resolve_topology(trainer.devices, trainer.num_nodes, os.environ)
+        trainer.devices, trainer.num_nodes = topology.devices, topology.num_nodes
+        self.topology: Topology = topology
+        rank_zero_info(f"run folder {config.run_dir} · {topology.describe()}")
+        return super().instantiate_trainer(**kwargs)
+
+
+def _parser_tokens(arguments: Arguments, composed: Composed) -> list[str]:
+    tokens = [arguments.subcommand]
+    if composed.config:
+        tokens += ["--config", yaml.safe_dump(composed.config, sort_keys=False)]
+    return tokens + arguments.options
+
+
+def _config_names(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every key of a plain config, and of every argument of the classes that it names."""
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        yield from _config_names(value, f"{prefix}{key}.")
+    if isinstance(path := config.get("class_path"), str) and (cls := _find_class(path)) is not None:
+        yield from (f"{prefix}{name}" for name in inspect.signature(cls).parameters)
+
+
+def _find_class(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    if not registry.is_allowed(path):
+        return None
+    try:
+        return getattr(__import__(module, fromlist=[name]), name, None)
+    except ImportError:
+        return None
+
+
+def _known_names(parser: Any, subparsers: dict[str, Any]) -> Iterator[str]:
+    for each in (parser, *subparsers.values()):
+        yield from (action.dest for action in each._actions if action.dest)
+
+
+def _is_users_mistake(error: BaseException) -> bool:
+    """Whether an error before the first step was raised by our own checks (or Lightning's), not by a defect."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    if not isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename).resolve() if frames else Path()
+    # Our own code raised it, and no training batch was under way.
+    running = any(frame.name in ("training_step", "_training_step", "advance") for frame in frames)
+    return last.is_relative_to(PROJECT) and "site-packages" not in last.parts and not running
+
+
+def run(argv: list[str]) -> int:
+    """Compose, check and run one command line; returns the exit code.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    arguments = split(argv)
+    if arguments.multirun:
+        from cli.sweep import sweep
+
+        return sweep(arguments)
+    registry.configure(arguments.allowed)
+    composed = compose_all(arguments.configs, arguments.overrides)
+    registry.check(composed.config, arguments.allowed)
+    try:
+        CLI(arguments, composed)
+    except Exception as error:
+        if isinstance(error, UserError) or "RESTRIKE_TRACEBACK" in os.environ or not _is_users_mistake(error):
+            raise
+        print(f"error: {shorten(str(error))}\n(RESTRIKE_TRACEBACK=1 shows where)", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
