@@ -1,0 +1,24 @@
+"""Optimisers, learning-rate schedules, batch scaling and the weight average: what changes weights."""
+
+from restrike.optim.batch_scaling import SCALING_RULES, scale_factor
+from restrike.optim.gradients import clip_gradients
+from restrike.optim.optimizers import create_optimizer, param_groups
+from restrike.optim.schedules import SCHEDULES, constant, cosine, lr_scheduler, make_schedule, one_cycle, warmup_cosine
+from restrike.optim.weight_average import WeightAverage, averaged_names
+
+__all__ = [
+    "SCALING_RULES",
+    "SCHEDULES",
+    "WeightAverage",
+    "averaged_names",
+    "clip_gradients",
+    "constant",
+    "cosine",
+    "create_optimizer",
+    "lr_scheduler",
+    "make_schedule",
+    "one_cycle",
+    "param_groups",
+    "scale_factor",
+    "warmup_cosine",
+]
