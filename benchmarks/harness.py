@@ -1,0 +1,193 @@
+"""Speed claims as ratios: ours and its peer alternate in one process, so that a busy machine slows both.
+
+    pin_threads(1)
+    assert_close(ours(), peer(), 1e-5)                    # parity first: a fast wrong answer is no claim
+    timing = compare(ours, peer)
+    record(Row.of(timing, name="FasterViT-0 inference, batch 1", peer_name="fastervit 1.0.0",
+                  checked="logits within 1e-5", command="python benchmarks/fastervit.py"))
+
+A row is known by its name: recording it again replaces it in `docs/benchmarks.md`, wherever it stood. What is
+written by hand in that file, above the marker line, stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+MARKER = "<!-- rows below are written by the benchmarks: do not edit -->"
+INTRODUCTION = (
+    "# Benchmarks\n\n"
+    "Each row comes from one command. Ours and the peer alternate in one process with pinned threads; the ratio is\n"
+    "the median over the rounds of peer time / our time (more than 1: we are faster), the spread its quartiles.\n"
+)
+HEADER = ("benchmark", "ratio", "spread", "ours", "peer", "checked first", "command", "date")
+MIN_ROUNDS = 7
+
+
+def pin_threads(threads: int) -> None:
+    """Let this process, and torch in it, use `threads` threads on as many fixed cores."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of every round, ours and the peer's in the same order."""
+
+    ours_s: list[float]
+    peer_s: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self._ratios())
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, _, high = statistics.quantiles(self._ratios(), n=4)
+        return low, high
+
+    def _ratios(self) -> list[float]:
+        return [peer / ours for ours, peer in zip(self.ours_s, self.peer_s, strict=True)]
+
+
+def compare(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    rounds: int = 9,
+    warmup: int = 2,
+    min_round_s: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time both in turn. A round repeats a call until it has lasted `min_round_s`; even rounds start with the peer."""
+    if rounds < MIN_ROUNDS:
+        raise ValueError(f"rounds={rounds}: a median needs at least {MIN_ROUNDS}")
+    for _ in range(warmup):
+        ours()
+        peer()
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 else (1, 0):
+            times[which].append(_time_call((ours, peer)[which], min_round_s, clock))
+    return Timing(*times)
+
+
+def _time_call(call: Callable[[], object], min_round_s: float, clock: Callable[[], float]) -> float:
+    gc.collect()
+    calls, start = 0, clock()
+    while True:
+        call()
+        calls += 1
+        elapsed = clock() - start
+        if elapsed >= min_round_s:
+            return elapsed / calls
+
+
+def assert_close(ours: Tensor, peer: Tensor, tolerance: float) -> float:
+    """Relative L2 error of `ours`; AssertionError above `tolerance`, so that nothing unequal is ever timed."""
+    error = float((ours.double() - peer.double()).norm() / peer.double().norm())
+    assert error <= tolerance, f"outputs differ by {error:.2e} (tolerance {tolerance:.0e}): nothing was timed"
+    return error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of `docs/benchmarks.md`; every field is printed as it stands."""
+
+    name: str
+    ours: str
+    command: str
+    ratio: str = "–"
+    spread: str = "–"
+    peer: str = "–"
+    checked: str = "–"
+    date: str = dataclasses.field(default_factory=lambda: datetime.date.today().isoformat())
+
+    @classmethod
+    def of(cls, timing: Timing, *, name: str, peer_name: str, checked: str, command: str, items: int = 0) -> Row:
+        """A row of a comparison, in milliseconds a call, or in items a second where a call handles `items` of them."""
+        low, high = timing.quartiles
+        ours, peer = (_per_call(statistics.median(s), items) for s in (timing.ours_s, timing.peer_s))
+        return cls(
+            name=name,
+            ratio=f"**{timing.ratio:.2f}×**",
+            spread=f"{low:.2f}–{high:.2f}",
+            ours=ours,
+            peer=f"{peer} ({peer_name})",
+            checked=checked,
+            command=f"`{command}`",
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        return (self.name, self.ratio, self.spread, self.ours, self.peer, self.checked, self.command, self.date)
+
+
+def _per_call(seconds: float, items: int) -> str:
+    return f"{items / seconds:.0f}/s" if items else f"{seconds * 1e3:.3g} ms"
+
+
+def environment(*packages: str) -> str:
+    """One line on the machine and the versions that the numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
+    versions = []
+    for package in ("torch", *packages):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            versions.append(f"{package} (not installed)")
+    return "; ".join([device, f"Python {platform.python_version()}", *versions])
+
+
+def record(*rows: Row, where: str | None = None, document: Path = DOCUMENT) -> None:
+    """Print the rows and merge them into the document, under a heading that names the environment."""
+    where = where or environment()
+    head, sections = _parse(document)
+    names = {row.name for row in rows}
+    for lines in sections.values():
+        lines[:] = [cells for cells in lines if cells[0] not in names]
+    sections.setdefault(where, []).extend(row.cells() for row in rows)
+    text = [head.rstrip(), "", MARKER]
+    for heading, lines in sections.items():
+        if lines:
+            text += ["", f"## {heading}", "", _line(HEADER), _line(tuple("---" for _ in HEADER))]
+            text += [_line(cells) for cells in sorted(lines)]
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text("\n".join(text) + "\n")
+    for row in rows:
+        print(_line(row.cells()), flush=True)
+
+
+def _parse(document: Path) -> tuple[str, dict[str, list[tuple[str, ...]]]]:
+    head, _, generated = (document.read_text() if document.exists() else INTRODUCTION).partition(MARKER)
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    heading = ""
+    for line in generated.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+            sections[heading] = []
+        elif line.startswith("| ") and not line.startswith((_line(HEADER), "| ---")):
+            sections[heading].append(tuple(cell.strip() for cell in line.strip("|").split(" | ")))
+    return head, sections
+
+
+def _line(cells: tuple[Any, ...]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
