@@ -69,8 +69,11 @@ FILES = sorted(
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_point_one_way(path):
-    # The wheel's entry point is the one door from the library to the command line.
-    doors = {Path("restrike/app.py"): {"cli.__main__", "cli.__main__.main"}}
+    doors = {
+        Path("restrike/app.py"): {"cli.__main__", "cli.__main__.main"},  # the wheel's entry point
+        # timm asks the model itself to load a file; imported when it does.
+        Path("restrike/models/fastervit/model.py"): {"restrike.checkpoints", "restrike.checkpoints.load_released"},
+    }
     names = imported(ROOT / path) - doors.get(path, set())
     wrong = {n for n in names for prefix in forbidden_for(path) if n == prefix or n.startswith(f"{prefix}.")}
     assert not wrong, f"{path} may not import {sorted(wrong)}"
