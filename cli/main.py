@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -73,6 +74,7 @@ class CLI(LightningCLI):
         """Our own keys beside `model`, `data` and `trainer`."""
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="where the run writes everything")
         parser.add_argument("--auto", type=bool, default=False, help="resume if run_dir holds a checkpoint, else start")
+        parser.add_argument("--cpu_threads", type=int | None, default=None, help="torch's threads; null takes all cores")
         parser.add_argument("--callbacks", type=dict[str, Callback | None] | None, default=None, help="by name")
         parser.add_argument("--logger", type=dict[str, Logger | None] | None, default=None, help="by name")
         parser.add_argument("--vars", type=dict[str, Any], default={}, help="free values for interpolation")
@@ -97,6 +99,8 @@ class CLI(LightningCLI):
             config.get("ckpt_path"), config.run_dir, config.auto, self.arguments.subcommand
         )
         settle_loggers(config)
+        if config.cpu_threads is not None:
+            torch.set_num_threads(config.cpu_threads)
         # The processes that Lightning's DDP launcher starts are not global rank 0 and must not judge the folder.
         if self.subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0 and not config.trainer.fast_dev_run:
             refuse_another_run(Path(config.run_dir), config.ckpt_path)

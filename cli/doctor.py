@@ -1,0 +1,177 @@
+"""`python -m cli doctor`: what would go wrong with a run, found before a node is booked. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import instantiate_class
+
+from cli import registry
+from cli.arguments import Arguments, split
+from cli.compose import compose_all
+from cli.errors import UserError
+from cli.main import CLI
+from cli.run_folder import CHECKPOINTS, saved_config
+from cli.topology import Topology, resolve_topology
+
+Level = Literal["ok", "warning", "problem"]
+_SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+_BYTES_PER_PARAMETER = {"adamw": 8, "adam": 8, "lamb": 8, "sgd": 4}  # of optimiser state, float32
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: Level
+    subject: str
+    text: str
+
+
+class _Parsed(CLI):
+    """Parses and checks a fit line as `fit` does, and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built: the doctor builds what it looks at."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+def _build(spec: Any) -> Any:
+    """The object that a `class_path` / `init_args` mapping describes, and those inside it."""
+    plain = spec.as_dict() if hasattr(spec, "as_dict") else spec
+    if isinstance(plain, dict) and "class_path" in plain:
+        arguments = {name: _build(value) for name, value in (plain.get("init_args") or {}).items()}
+        return instantiate_class((), {"class_path": plain["class_path"], "init_args": arguments})
+    return plain
+
+
+def _data(config: Any, topology: Topology) -> Iterator[Finding]:
+    try:
+        data = _build(config.data)
+        data.setup("fit")
+    except (ValueError, OSError) as error:
+        yield Finding("problem", "data", str(error))
+        return
+    counts = getattr(data, "class_counts", {})
+    for split_name, per_class in counts.items():
+        yield Finding("ok", "data", f"{split_name}: {sum(per_class):,} images of {len(per_class):,} classes")
+    per_device = getattr(data, "batch_size_per_device", None)
+    if per_device and "train" in counts and isinstance(topology.devices, int):
+        ranks = topology.devices * topology.num_nodes
+        batch = per_device * ranks * config.trainer.accumulate_grad_batches
+        steps = sum(counts["train"]) // (per_device * ranks) // config.trainer.accumulate_grad_batches
+        level: Level = "ok" if steps else "problem"
+        yield Finding(level, "batch", f"{ranks} ranks x {per_device}: {batch:,} images a step, {steps:,} steps an epoch")
+
+
+def _cores(config: Any, topology: Topology) -> Iterator[Finding]:
+    arguments = config.data.init_args if hasattr(config.data, "init_args") else {}
+    workers = arguments.get("num_workers") or 0
+    local = topology.devices if isinstance(topology.devices, int) else max(1, torch.cuda.device_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = local * (workers + 1)
+    text = f"{local} processes x ({workers} workers + 1) on {cores} cores of this machine"
+    yield Finding("ok" if wanted <= cores else "warning", "cores", text)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 64 * local * (workers + 1):
+        yield Finding("warning", "open files", f"limit {soft}: raise it (ulimit -n 65536) for {wanted} processes")
+    shared = Path("/dev/shm")  # noqa: S108 the kernel's own folder
+    if workers and shared.is_dir() and (free := shutil.disk_usage(shared).free) < local * workers * GIB // 4:
+        yield Finding("warning", "shared memory", f"{free / GIB:.1f} GiB free in {shared}: workers hand batches over it")
+
+
+def _devices(config: Any, topology: Topology) -> Iterator[Finding]:
+    yield Finding("ok", "processes", topology.describe())
+    wanted = topology.devices if isinstance(topology.devices, int) else 1
+    if config.trainer.accelerator in ("gpu", "cuda"):
+        found = torch.cuda.device_count()
+        level: Level = "ok" if found >= wanted else "problem"
+        yield Finding(level, "GPUs", f"{found} here, the run asks for {wanted} per node")
+    if config.trainer.precision == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        yield Finding("problem", "precision", "bf16-mixed, but this GPU has no bfloat16: take 16-mixed")
+
+
+def _model(config: Any, _: Topology) -> Iterator[Finding]:
+    arguments = config.model.init_args.as_dict()
+    released = arguments.get("pretrained")
+    if released and not Path(released).is_file():
+        yield Finding("problem", "pretrained", f"{released} does not exist")
+    try:
+        with torch.device("meta"):
+            spec = {"class_path": config.model.class_path, "init_args": arguments | {"pretrained": None}}
+            parameters = sum(p.numel() for p in _build(spec).parameters() if p.requires_grad)
+    except (ValueError, TypeError) as error:
+        yield Finding("problem", "model", str(error))
+        return
+    state = parameters * (4 + _BYTES_PER_PARAMETER.get(str(arguments.get("optimizer")), 8))
+    averaged = parameters * 4 if (config.callbacks or {}).get("ema") else 0
+    yield Finding("ok", "model", f"{parameters / 1e6:,.1f} M trained parameters")
+    folder = Path(config.run_dir).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free, needed = shutil.disk_usage(existing).free, 3 * (state + averaged)  # best, last, and the one being written
+    text = f"three checkpoints need about {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB free in {existing}"
+    yield Finding("ok" if free > needed else "problem", "disk", text)
+
+
+def _run_folder(config: Any, _: Topology) -> Iterator[Finding]:
+    folder = Path(config.run_dir)
+    last = folder / CHECKPOINTS / "last.ckpt"
+    if last.is_file():
+        yield Finding("ok", "run folder", f"{last} is there: --ckpt_path last goes on from it")
+    elif saved_config(folder, "fit").exists():
+        yield Finding("problem", "run folder", f"{folder} holds a run without a checkpoint: give another --run_dir")
+    else:
+        yield Finding("ok", "run folder", f"{folder} is new")
+
+
+def _loggers(config: Any, _: Topology) -> Iterator[Finding]:
+    for name, logger in (config.logger or {}).items():
+        if logger is not None and str(logger.class_path).endswith("WandbLogger"):
+            offline = logger.init_args.get("offline")
+            yield Finding("ok", f"logger.{name}", "offline: `wandb sync` later" if offline else "W&B online, logged in")
+
+
+CHECKS: tuple[Callable[[Any, Topology], Iterator[Finding]], ...] = (
+    _devices, _data, _cores, _model, _run_folder, _loggers,
+)  # fmt: skip
+
+
+def examine(arguments: Arguments) -> list[Finding]:
+    """Every finding about one fit line.
+
+    Raises:
+        UserError: the line itself is wrong, as `fit` would say.
+    """
+    registry.configure(arguments.allowed)
+    composed = compose_all(arguments.configs, arguments.overrides)
+    registry.check(composed.config, arguments.allowed)
+    arguments.options += ["--auto=true"]  # an earlier run in the folder is a finding here, not a refusal
+    config = _Parsed(arguments, composed).config.fit
+    topology = resolve_topology(config.trainer.devices, config.trainer.num_nodes, os.environ)
+    return [finding for check in CHECKS for finding in check(config, topology)]
+
+
+def main(argv: list[str]) -> int:
+    """Print the report; 1 if there is a problem."""
+    if any(token in ("-h", "--help") for token in argv):
+        print("usage: python -m cli doctor --config conf/….yaml [what you would give to fit]\n\n" + (__doc__ or ""))
+        return 0
+    arguments = split(["fit", *argv])
+    if not arguments.configs:
+        raise UserError("doctor needs the line that you would give to fit: --config conf/….yaml …")
+    findings = examine(arguments)
+    for finding in findings:
+        print(f"{_SIGNS[finding.level]}  {finding.subject}: {finding.text}")
+    problems = sum(finding.level == "problem" for finding in findings)
+    print(f"{problems} problem(s), {sum(f.level == 'warning' for f in findings)} warning(s)")
+    return 1 if problems else 0
