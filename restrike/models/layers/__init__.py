@@ -1,0 +1,1 @@
+"""Layers that the model families share; import them from their own files."""

@@ -1,0 +1,34 @@
+"""Every model under its released name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from restrike.models.fastervit.variants import VARIANTS, create
+
+# family -> (names, builder(name, **overrides))
+_FAMILIES: dict[str, tuple[Iterable[str], Callable[..., nn.Module]]] = {
+    "fastervit": (VARIANTS, create),
+}
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Names of all models, or of one family's."""
+    if family is not None and family not in _FAMILIES:
+        raise ValueError(f"unknown family {family!r}; there are: {', '.join(_FAMILIES)}")
+    return [name for key, (names, _) in _FAMILIES.items() if family in (None, key) for name in names]
+
+
+def build(name: str, **overrides: Any) -> nn.Module:
+    """A model by its released name, with constructor arguments overridden by keyword."""
+    for names, builder in _FAMILIES.values():
+        if name in names:
+            return builder(name, **overrides)
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
+    raise ValueError(
+        f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}; restrike.models.list_models() has all names"
+    )
