@@ -45,15 +45,15 @@ def _parser() -> _Parser:
 
     imagenet = commands.add_parser("imagenet", help="DIR/train/<class>/<image> and DIR/val/<class>/<image> to shards")
     imagenet.add_argument("--src", type=Path, required=True, help="folder with train/ and val/")
-    _add_packing(imagenet, name="imagenet1k", train_shards=1024, val_shards=64)
+    _add_packing(imagenet, name="imagenet1k", train_shards=1024, val_shards=64, max_bad=20)
     imagenet.set_defaults(run=_imagenet)
 
     digits = commands.add_parser("digits", help="1,797 handwritten digits that ship with Restrike")
-    _add_packing(digits, name="digits", train_shards=4, val_shards=2)
+    _add_packing(digits, name="digits", train_shards=4, val_shards=2, max_bad=0)
     digits.set_defaults(run=_embedded)
 
     photos = commands.add_parser("photos", help="crops of 16 photographs that ship with Restrike")
-    _add_packing(photos, name="photos", train_shards=8, val_shards=2)
+    _add_packing(photos, name="photos", train_shards=8, val_shards=2, max_bad=0)
     photos.add_argument("--train-per-class", type=_at_least(1), default=100, metavar="N", help="crops (%(default)s)")
     photos.add_argument("--val-per-class", type=_at_least(1), default=25, metavar="N", help="crops (%(default)s)")
     photos.set_defaults(run=_embedded)
@@ -66,7 +66,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_packing(parser: argparse.ArgumentParser, name: str, train_shards: int, val_shards: int) -> None:
+def _add_packing(parser: argparse.ArgumentParser, name: str, train_shards: int, val_shards: int, max_bad: int) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for shards, indices and catalogue")
     parser.add_argument("--name", default=name, help="prefix of the shards' names (%(default)s)")
     shards = _at_least(1)
@@ -74,7 +74,7 @@ def _add_packing(parser: argparse.ArgumentParser, name: str, train_shards: int, 
     parser.add_argument("--val-shards", type=shards, default=val_shards, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the permutation (%(default)s)")
     parser.add_argument(
-        "--max-bad", type=_at_least(0), default=0, metavar="N",
+        "--max-bad", type=_at_least(0), default=max_bad, metavar="N",
         help="go on past so many unreadable images, which are left out and named in bad_images.txt (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
