@@ -50,7 +50,8 @@ class WritePredictions(BasePredictionWriter):
         """Add the rows of one batch."""
         assert self._path is not None
         names = getattr(trainer.datamodule, "class_names", [])
-        rows = zip(prediction["keys"], prediction["classes"].tolist(), prediction["probabilities"].tolist(), strict=True)
+        found = prediction["classes"].tolist(), prediction["probabilities"].tolist()
+        rows = zip(prediction["keys"], *found, strict=True)
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for key, classes, probabilities in rows:

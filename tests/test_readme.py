@@ -48,7 +48,8 @@ def folder(tmp_path_factory):
         assert main(photos) == 0
         for recipe in ("quickstart", *RELEASED.values()):
             arguments = ["fit", "--config", str(ROOT / "conf" / f"{recipe}.yaml"), "+smoke=fastervit"]
-            assert main([*arguments, "--run_dir", f"runs/{recipe}" if recipe == "quickstart" else f"made/{recipe}"]) == 0
+            run_dir = f"runs/{recipe}" if recipe == "quickstart" else f"made/{recipe}"
+            assert main([*arguments, "--run_dir", run_dir]) == 0
         for file, recipe in RELEASED.items():
             shutil.copy(next((here / "made" / recipe / "weights").glob("*.pth.tar")), here / file)
         shutil.copy(here / "fastervit_0_224_1k.pth.tar", here / "weights.pth.tar")

@@ -13,6 +13,7 @@ from cli.compose import compose_all
 ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(file.stem for file in (ROOT / "conf").glob("*.yaml"))
 RECIPES = [name for name in ALL if name != "predict"]  # which trains nothing
+SMOKE = {"vit_finetune": "vit"}  # the smoke group of a recipe; the others have FasterViT's
 IMAGENET_TRAIN = 1_281_167
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # Lightning's advice about tiny runs
 
@@ -24,6 +25,11 @@ def composed(name: str, *overrides: str) -> dict:
 def header(name: str) -> str:
     lines = (ROOT / "conf" / f"{name}.yaml").read_text().splitlines()
     return "\n".join(line for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))])
+
+
+def effective_batch(config: dict) -> int:
+    trainer, per_device = config["trainer"], config["data"]["init_args"]["batch_size_per_device"]
+    return trainer["devices"] * trainer["num_nodes"] * per_device * trainer["accumulate_grad_batches"]
 
 
 @pytest.fixture(scope="session")
@@ -81,9 +87,8 @@ def test_fastervit_recipes_hold_the_published_values(variant):
     assert (data["mixup"], data["cutmix"], data["switch_prob"], data["mix_prob"]) == (0.8, 1.0, 0.5, 1.0)
     assert (data["label_smoothing"], data["erase_prob"], data["crop_pct"]) == (0.1, 0.25, 0.875)
     assert data["rand_augment"] == "rand-m9-mstd0.5-inc1"
-    batch = trainer["devices"] * trainer["num_nodes"] * data["batch_size_per_device"] * trainer["accumulate_grad_batches"]
-    assert batch == 4096
-    assert IMAGENET_TRAIN // batch == 312  # updates per epoch, which the recorded learning rates rest on
+    assert effective_batch(config) == 4096
+    assert IMAGENET_TRAIN // 4096 == 312  # updates per epoch, which the recorded learning rates rest on
 
 
 @pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.95), (384, 1.0), (512, 1.0), (768, 0.93)])
@@ -92,8 +97,7 @@ def test_21k_recipes_keep_the_batch_and_the_papers_schedule(size, crop_pct):
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert (model["lr"], trainer["max_epochs"], model["drop_path_rate"]) == (7e-5, 60, 0.42)
     assert (data["image_size"], data["crop_pct"], data["crop_mode"]) == (size, crop_pct, "squash")
-    batch = trainer["devices"] * trainer["num_nodes"] * data["batch_size_per_device"] * trainer["accumulate_grad_batches"]
-    assert batch == 4096
+    assert effective_batch(config) == 4096
 
 
 def test_presets_take_the_values_of_the_released_files():
@@ -112,7 +116,7 @@ def test_another_model_in_a_recipe_changes_nothing_else():
     assert ours == other
 
 
-@pytest.mark.parametrize("group", ["cpu", "gpu", "ddp_1x8", "ddp_4x8", "slurm"])
+@pytest.mark.parametrize("group", ["cpu", "gpu", "ddp_1x8", "ddp_4x8", "slurm", "fsdp"])
 def test_a_trainer_group_replaces_the_machine_and_keeps_the_recipe(group):
     trainer = composed("fastervit_0", f"trainer={group}")["trainer"]
     assert trainer["max_epochs"] == 320
@@ -136,14 +140,15 @@ def test_a_recipe_prints_whole_and_valid(name, capsys, monkeypatch):
 def test_a_recipe_trains_two_steps_at_smoke_size(name, photos, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     code = main(
-        ["fit", "--config", str(ROOT / "conf" / f"{name}.yaml"), "+smoke=fastervit", "--run_dir", str(run)]
-        + ["--data.data", str(photos)]
+        ["fit", "--config", str(ROOT / "conf" / f"{name}.yaml"), f"+smoke={SMOKE.get(name, 'fastervit')}"]
+        + ["--run_dir", str(run), "--data.data", str(photos)]
     )
     assert code == 0, capsys.readouterr()
     rows = [line.split(",") for line in (run / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()]
     names = rows[0]
     losses = [float(row[names.index("train/loss")]) for row in rows[1:] if row[names.index("train/loss")]]
-    top1 = [float(row[names.index("val/top1_ema")]) for row in rows[1:] if row[names.index("val/top1_ema")]]
+    metric = names.index("val/top1_ema" if "ema" in composed(name)["callbacks"] else "val/top1")
+    top1 = [float(row[metric]) for row in rows[1:] if row[metric]]
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     assert len(top1) == 1 and 0 <= top1[0] <= 1
     assert (run / "checkpoints" / "last.ckpt").is_file()
