@@ -30,6 +30,7 @@ from cli.run_folder import RunFolder, refuse_another_run, resolve_checkpoint
 from cli.topology import Topology, resolve_topology
 
 PROJECT = Path(__file__).resolve().parent.parent
+OUR_PACKAGES = ("restrike", "lightning_modules", "datamodules", "callbacks")
 
 
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_str(str(member.value)))
@@ -74,7 +75,9 @@ class CLI(LightningCLI):
         """Our own keys beside `model`, `data` and `trainer`."""
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="where the run writes everything")
         parser.add_argument("--auto", type=bool, default=False, help="resume if run_dir holds a checkpoint, else start")
-        parser.add_argument("--cpu_threads", type=int | None, default=None, help="torch's threads; null takes all cores")
+        parser.add_argument(
+            "--cpu_threads", type=int | None, default=None, help="torch's threads; null takes all cores"
+        )
         parser.add_argument("--callbacks", type=dict[str, Callback | None] | None, default=None, help="by name")
         parser.add_argument("--logger", type=dict[str, Logger | None] | None, default=None, help="by name")
         parser.add_argument("--vars", type=dict[str, Any], default={}, help="free values for interpolation")
@@ -162,17 +165,19 @@ def _known_names(parser: Any, subparsers: dict[str, Any]) -> Iterator[str]:
         yield from (action.dest for action in each._actions if action.dest)
 
 
-def _is_users_mistake(error: BaseException) -> bool:
-    """Whether an error before the first step was raised by our own checks (or Lightning's), not by a defect."""
+def _exit_code(error: BaseException) -> int | None:
+    """The exit code of an error whose message says all: a user's mistake, or one of our own classes. None: a defect."""
     if isinstance(error, MisconfigurationException):
-        return True
-    if not isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError):
-        return False
+        return EXIT_USER_ERROR
+    is_mistake = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError)
+    if type(error).__module__.partition(".")[0] in OUR_PACKAGES:
+        return EXIT_USER_ERROR if is_mistake else 1
     frames = traceback.extract_tb(error.__traceback__)
-    last = Path(frames[-1].filename).resolve() if frames else Path()
-    # Our own code raised it, and no training batch was under way.
-    running = any(frame.name in ("training_step", "_training_step", "advance") for frame in frames)
-    return last.is_relative_to(PROJECT) and "site-packages" not in last.parts and not running
+    raised_in = Path(frames[-1].filename).resolve() if frames else Path()
+    is_ours = raised_in.is_relative_to(PROJECT) and "site-packages" not in raised_in.parts
+    # A ValueError of ours before the first batch is a check that failed; one amid training is a defect.
+    is_training = any(frame.name in ("training_step", "advance") for frame in frames)
+    return EXIT_USER_ERROR if is_mistake and is_ours and not is_training else None
 
 
 def run(argv: list[str]) -> int:
@@ -192,8 +197,9 @@ def run(argv: list[str]) -> int:
     try:
         CLI(arguments, composed)
     except Exception as error:
-        if isinstance(error, UserError) or "RESTRIKE_TRACEBACK" in os.environ or not _is_users_mistake(error):
+        code = _exit_code(error)
+        if isinstance(error, UserError) or "RESTRIKE_TRACEBACK" in os.environ or code is None:
             raise
         print(f"error: {shorten(str(error))}\n(RESTRIKE_TRACEBACK=1 shows where)", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return code
     return 0

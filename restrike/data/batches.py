@@ -58,6 +58,7 @@ class LoadedBatch(NamedTuple):
     exception from a worker would arrive wrapped in a page of traceback.
     """
 
+    epoch: int
     batch: ImageBatch | None
     bad: list[BadSample]
 
@@ -95,7 +96,7 @@ class TrainBatches(Dataset[LoadedBatch]):
         for sample in request.ids.tolist():
             row = self._usable(sample, request.epoch, bad)
             if row is None:
-                return LoadedBatch(None, bad)
+                return LoadedBatch(request.epoch, None, bad)
             rows.append(row)
         images = stack_images([image for image, _, _ in rows])
         targets = torch.tensor([label for _, label, _ in rows], dtype=torch.int64)
@@ -104,7 +105,7 @@ class TrainBatches(Dataset[LoadedBatch]):
             images, targets = self.mixing(images, targets, random)
         valid = torch.ones(len(rows), dtype=torch.bool)
         seed = device_seed(self.seed, request.epoch, request.step, self.rank)
-        return LoadedBatch(ImageBatch(images, targets, valid, [key for _, _, key in rows], seed), bad)
+        return LoadedBatch(request.epoch, ImageBatch(images, targets, valid, [key for _, _, key in rows], seed), bad)
 
     def _usable(self, sample: int, epoch: int, bad: list[BadSample]) -> tuple[Tensor, int, str] | None:
         """The sample, or the first usable one after it; None after too many bad ones."""
@@ -161,21 +162,22 @@ class EvalBatches(Dataset[LoadedBatch]):
                 bad.append(BadSample(keys[row], self.source.place(sample), str(error)))
                 targets[row] = 0
                 if len(bad) > self.max_bad_samples:
-                    return LoadedBatch(None, bad)
-        return LoadedBatch(ImageBatch(images, targets, valid, keys, 0), bad)
+                    return LoadedBatch(request.epoch, None, bad)
+        return LoadedBatch(request.epoch, ImageBatch(images, targets, valid, keys, 0), bad)
 
 
 class BadSampleCount:
-    """Bad samples of a rank's pass, counted over its workers. Each is logged; beyond the bound the run ends.
+    """Bad samples of a rank's epoch, counted over its workers. Each is logged; beyond the bound the run ends.
 
     Attributes:
-        count: since the last `reset`.
+        count: in this epoch, or since the last `reset`.
     """
 
     def __init__(self, max_bad_samples: int) -> None:
-        self.max_bad_samples, self.count = max_bad_samples, 0
+        self.max_bad_samples, self.count, self._epoch = max_bad_samples, 0, 0
 
     def reset(self) -> None:
+        """For a loader whose passes have no number."""
         self.count = 0
 
     def checked(self, loaded: LoadedBatch) -> ImageBatch:
@@ -184,6 +186,8 @@ class BadSampleCount:
         Raises:
             TooManyBadSamplesError: names the last one.
         """
+        if loaded.epoch != self._epoch:
+            self.count, self._epoch = 0, loaded.epoch
         bad = loaded.bad
         for sample in bad:
             _LOG.warning("bad sample %s", sample)

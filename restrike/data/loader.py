@@ -6,10 +6,7 @@ Results are the same for any number of workers and any way of starting them.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from restrike.data.ahead import ShardsAhead
 from restrike.data.batches import (
     BadSampleCount,
     EvalBatches,
@@ -31,7 +29,6 @@ from restrike.data.batches import (
 from restrike.data.cache import ShardCache
 from restrike.data.plan import DEFAULT_LANES, START, EpochPlan, Position, evaluation_ids
 from restrike.data.samples import ImageBatch
-from restrike.data.shards import ShardFile
 from restrike.data.source import ImageSource
 
 _AHEAD_STEPS = 64  # how far before its first use a remote shard is asked for
@@ -78,9 +75,15 @@ class _Loader:
         if hasattr(running, "_shutdown_workers"):
             running._shutdown_workers()
 
-    def _loaded(self) -> Iterator[LoadedBatch]:
+    def _batches(self) -> Iterator[ImageBatch]:
+        """Of one pass, once their bad samples are counted. A failure stops the workers before it is told."""
         self._running = iter(self._loader)
-        yield from self._running
+        try:
+            for loaded in self._running:
+                yield self.bad_samples.checked(loaded)
+        except Exception:
+            self.close()
+            raise
 
 
 class TrainLoader(_Loader):
@@ -113,7 +116,7 @@ class TrainLoader(_Loader):
     ) -> None:
         self.plan, self.position = plan, position
         self._restart_at = position if repeat else None
-        ahead = _ShardsAhead(batches.source, cache) if cache else None
+        ahead = ShardsAhead(batches.source, cache) if cache else None
         self._requests = _TrainRequests(plan, rank, world_size, ahead)
         super().__init__(batches, self._requests, options)
 
@@ -125,10 +128,7 @@ class TrainLoader(_Loader):
         if self._restart_at:
             self.position = self._restart_at
         self._requests.position = self.position
-        for loaded in self._loaded():
-            if self.position.step == 0:
-                self.bad_samples.reset()
-            batch = self.bad_samples.checked(loaded)
+        for batch in self._batches():
             self.position = self.plan.after(self.position)
             yield batch
 
@@ -153,8 +153,7 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[ImageBatch]:
         self.bad_samples.reset()
-        for loaded in self._loaded():
-            yield self.bad_samples.checked(loaded)
+        yield from self._batches()
 
 
 def create_train_loader(
@@ -198,7 +197,7 @@ def create_eval_loader(
 class _TrainRequests(Sampler[Request]):
     """Requests of one iteration, from `position` on."""
 
-    def __init__(self, plan: EpochPlan, rank: int, world_size: int, ahead: _ShardsAhead | None) -> None:
+    def __init__(self, plan: EpochPlan, rank: int, world_size: int, ahead: ShardsAhead | None) -> None:
         self._plan, self._rank, self._world_size, self._ahead = plan, rank, world_size, ahead
         self.position = START
 
@@ -222,44 +221,6 @@ class _TrainRequests(Sampler[Request]):
 
     def _ids(self, position: Position) -> np.ndarray:
         return self._plan.batch(position.epoch, position.step, self._rank, self._world_size)
-
-
-class _ShardsAhead:
-    """Fetches remote shards on background threads in the order in which they will be needed.
-
-    Failures are left to the worker that needs the shard: it tries again and reports.
-    """
-
-    _THREADS = 2
-
-    def __init__(self, source: ImageSource, cache: ShardCache) -> None:
-        self._source, self._cache = source, cache
-        self._asked: set[str] = set()
-        self._queue: queue.SimpleQueue[ShardFile] = queue.SimpleQueue()
-        self._started = False
-
-    def forget(self) -> None:
-        self._asked.clear()
-
-    def ask(self, ids: np.ndarray) -> None:
-        for file in self._source.will_read(ids):
-            if file.location not in self._asked:
-                self._asked.add(file.location)
-                self._queue.put(file)
-                self._start()
-
-    def _start(self) -> None:
-        """Late, so that workers that are forked before do not inherit threads."""
-        if not self._started:
-            self._started = True
-            for _ in range(self._THREADS):
-                threading.Thread(target=self._run, daemon=True, name="shards-ahead").start()
-
-    def _run(self) -> None:
-        while True:
-            file = self._queue.get()
-            with suppress(OSError):
-                self._cache.path(file.location, file.bytes, file.sha256)
 
 
 def _data_loader(

@@ -29,6 +29,7 @@ from restrike.data_prep.progress import Progress
 from restrike.data_prep.shard_writer import WORK_FOLDER, BadImage, ShardDone, ShardJob, SourceImage, write_shard
 
 REPORT_NAME = "bad_images.txt"
+_IMAGES_PER_WORKER = 2000  # for fewer, starting a process takes longer than the work
 _SPLIT_NUMBERS = {"train": 0, "validation": 1}
 
 
@@ -173,7 +174,8 @@ def _check_space(out: Path, jobs: list[ShardJob], options: PackOptions) -> None:
 def _run(jobs: list[ShardJob], options: PackOptions, progress: Progress) -> dict[Path, ShardDone]:
     done: dict[Path, ShardDone] = {}
     bad: list[BadImage] = []
-    for job, result in _results(jobs, min(options.workers, len(jobs))):
+    worthwhile = sum(len(job.images) for job in jobs) // _IMAGES_PER_WORKER + 1
+    for job, result in _results(jobs, min(options.workers, len(jobs), worthwhile)):
         done[job.target] = result
         progress.add(result.images, kept=result.kept)
         bad += result.record.bad

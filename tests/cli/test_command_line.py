@@ -141,6 +141,31 @@ def test_missing_config_and_unknown_subcommand_are_named(cli):
     assert code == 2 and "Did you mean 'fit'?" in text
 
 
+def test_an_error_of_ours_in_the_middle_of_a_run_is_its_message(cli, monkeypatch):
+    from lightning.pytorch.demos.boring_classes import DemoModel
+
+    from callbacks import NonFiniteGradientError
+
+    def fail(*_):
+        raise NonFiniteGradientError("gradient norm is nan at step 0")
+
+    monkeypatch.setattr(DemoModel, "training_step", fail)
+    code, text = cli("fit", "--config", TINY)
+    assert code == 1
+    assert "error: gradient norm is nan at step 0" in text and "Traceback" not in text
+
+
+def test_a_defect_shows_its_traceback(cli, monkeypatch):
+    from lightning.pytorch.demos.boring_classes import DemoModel
+
+    def fail(*_):
+        raise ValueError("nobody expected this")
+
+    monkeypatch.setattr(DemoModel, "training_step", fail)
+    with pytest.raises(ValueError, match="nobody expected this"):
+        cli("fit", "--config", TINY)
+
+
 def test_help_and_version_import_neither_torch_nor_hydra():
     program = (
         "import sys; from cli.__main__ import main; main(['--help']); main(['--version']);"

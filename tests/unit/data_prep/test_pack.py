@@ -79,7 +79,8 @@ def test_images_are_permuted_over_all_shards_and_the_seed_decides(tmp_path, tree
     assert keys(0) not in (sorted(keys(0)), keys(1))
 
 
-def test_packing_twice_and_with_several_workers_gives_equal_bytes(tmp_path, tree):
+def test_packing_twice_and_with_several_workers_gives_equal_bytes(tmp_path, tree, monkeypatch):
+    monkeypatch.setattr(pack_module, "_IMAGES_PER_WORKER", 1)
     prepare_imagenet(tree, tmp_path / "one", options())
     prepare_imagenet(tree, tmp_path / "two", options(workers=2))
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -118,7 +119,8 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path):
     chosen = {"name": "toy", "shards": {"train": 40, "validation": 4}, "workers": 2}
     code = (
         "from pathlib import Path; from restrike.data_prep.imagenet import prepare_imagenet; "
-        "from restrike.data_prep.pack import PackOptions\n"
+        "from restrike.data_prep import pack; from restrike.data_prep.pack import PackOptions\n"
+        "pack._IMAGES_PER_WORKER = 1\n"
         f"if __name__ == '__main__': prepare_imagenet(Path({str(tree)!r}), Path('out'), PackOptions(**{chosen!r}))"
     )
     (tmp_path / "run.py").write_text(code)
