@@ -61,6 +61,9 @@ test: $(STAMP) ## run the test suite (under 15 minutes on 2 cores)
 test-slow: $(STAMP) ## run the longer checks
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
+faults: $(STAMP) ## run every fault case and rewrite docs/reliability.md
+	$(VENV)/bin/python -m tests.faults.report
+
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -1,14 +1,19 @@
 """Callbacks: one behaviour each. They work alone or together, in any order, and keep their state in the checkpoint."""
 
 from callbacks.batch_norm_sync import BatchNormSync
+from callbacks.checkpoint import Checkpoint
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.curves import Curves
 from callbacks.ema import EMA
 from callbacks.finite_guard import FiniteGuard, NonFiniteGradientError
 from callbacks.log_predictions import LogPredictions
 from callbacks.lr_scaling import LRScaling
 from callbacks.mesa import MESA
+from callbacks.preemption import EXIT_PREEMPTED, PreemptedError, Preemption
 from callbacks.publish import PublishWeights
 from callbacks.report import Report
+from callbacks.rng_state import RngState
+from callbacks.staged_freezing import StagedFreezing
 from callbacks.step_seed import StepSeed
 from callbacks.throughput import Throughput
 from callbacks.validation_guard import TrainingDivergedError, ValidationGuard
@@ -16,15 +21,22 @@ from callbacks.write_predictions import WritePredictions
 
 __all__ = [
     "EMA",
+    "EXIT_PREEMPTED",
     "MESA",
+    "AtomicCheckpointIO",
     "BatchNormSync",
+    "Checkpoint",
     "Curves",
     "FiniteGuard",
     "LRScaling",
     "LogPredictions",
     "NonFiniteGradientError",
+    "PreemptedError",
+    "Preemption",
     "PublishWeights",
     "Report",
+    "RngState",
+    "StagedFreezing",
     "StepSeed",
     "Throughput",
     "TrainingDivergedError",

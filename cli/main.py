@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks import AtomicCheckpointIO
 from cli import registry
 from cli.arguments import Arguments, split
 from cli.compose import Composed, compose_all
@@ -125,6 +127,9 @@ class CLI(LightningCLI):
         if config.logger is not None:
             trainer.logger = list(filter(None, config.logger.values())) or False
         trainer.default_root_dir = trainer.default_root_dir or config.run_dir
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] if trainer.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer.plugins = [*plugins, AtomicCheckpointIO()]
         topology = resolve_topology(trainer.devices, trainer.num_nodes, os.environ)
         trainer.devices, trainer.num_nodes = topology.devices, topology.num_nodes
         self.topology: Topology = topology

@@ -110,7 +110,7 @@ MISTAKES = {
     "class outside the registry": (["model.class_path=os.system"], ["os.system", "--allow_class_path os"]),
     "class outside the registry, as an option": (["--model", "os.system"], ["os.system", "--allow_class_path"]),
     "unknown strategy": (["--trainer.strategy", "ddpp"], ["ddpp"]),
-    "no checkpoint yet": (["--ckpt_path", "last"], ["no last*.ckpt", "run fit first"]),
+    "no checkpoint yet": (["--ckpt_path", "last"], ["no valid last*.ckpt", "run fit first"]),
     "missing checkpoint": (["--ckpt_path", "nope.ckpt"], ["nope.ckpt", "does not exist"]),
     "bare word": (["hello"], ["hello"]),
 }
