@@ -4,7 +4,7 @@
     assert_close(ours(), peer(), 1e-5)                    # parity first: a fast wrong answer is no claim
     timing = compare(ours, peer)
     record(Row.of(timing, name="FasterViT-0 inference, batch 1", peer_name="fastervit 1.0.0",
-                  checked="logits within 1e-5", command="python benchmarks/fastervit.py"))
+                  checked="logits within 1e-5", command="python -m benchmarks fastervit"))
 
 A row is known by its name: recording it again replaces it in `docs/benchmarks.md`, wherever it stood. What is
 written by hand in that file, above the marker line, stays.
@@ -77,6 +77,7 @@ def compare(
     """Time both in turn. A round repeats a call until it has lasted `min_round_s`; even rounds start with the peer."""
     if rounds < MIN_ROUNDS:
         raise ValueError(f"rounds={rounds}: a median needs at least {MIN_ROUNDS}")
+    gc.collect()
     for _ in range(warmup):
         ours()
         peer()
@@ -88,7 +89,6 @@ def compare(
 
 
 def _time_call(call: Callable[[], object], min_round_s: float, clock: Callable[[], float]) -> float:
-    gc.collect()
     calls, start = 0, clock()
     while True:
         call()
@@ -138,7 +138,8 @@ class Row:
 
 
 def _per_call(seconds: float, items: int) -> str:
-    return f"{items / seconds:.0f}/s" if items else f"{seconds * 1e3:.3g} ms"
+    value, unit = (items / seconds, "/s") if items else (seconds * 1e3, " ms")
+    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
 
 
 def environment(*packages: str) -> str:

@@ -1,6 +1,6 @@
 """Images on disk to augmented uint8 batches, per core: Restrike's shard loader against what else one would use.
 
-    python benchmarks/loader.py [--quick]
+    python -m benchmarks.loader [--quick]
 
 Everything runs in one process with one thread and is timed in CPU seconds, so the figures are what one loader worker
 does. Images are 500 x 375 tiles (JPEG, quality 90, 4:2:0) cut from the photographs that `prepare photos` ships.
@@ -23,7 +23,6 @@ import cv2
 import numpy as np
 import torch
 import webdataset
-from harness import Row, Timing, compare, environment, pin_threads, record
 from PIL import Image
 from timm.data import ImageDataset, create_loader, create_transform
 from timm.data.mixup import FastCollateMixup
@@ -32,6 +31,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import restrike.data_prep
+from benchmarks.harness import Row, Timing, compare, environment, pin_threads, record
 from restrike.data import native
 from restrike.data.cache import ShardCache
 from restrike.data.catalogue import load_catalogue
@@ -45,7 +45,7 @@ from restrike.data.transforms import TrainTransform
 from restrike.data_prep.imagenet import prepare_imagenet
 from restrike.data_prep.pack import PackOptions
 
-COMMAND = "python benchmarks/loader.py"
+COMMAND = "python -m benchmarks loader"
 PHOTOS = Path(restrike.data_prep.__file__).with_name("assets") / "photos"
 IMAGE_SIZE, BATCH, NUM_TILES = 224, 64, 512
 RECIPE = "rand-m9-mstd0.5-inc1"

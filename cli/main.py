@@ -61,7 +61,7 @@ class CLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # one group over all parameters: the modules build their own
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             seed_everything_default=0,
             save_config_callback=RunFolder,
             save_config_kwargs={"arguments": arguments, "composed": composed},

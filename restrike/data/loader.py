@@ -6,7 +6,12 @@ Results are the same for any number of workers and any way of starting them.
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +35,8 @@ from restrike.data.cache import ShardCache
 from restrike.data.plan import DEFAULT_LANES, START, EpochPlan, Position, evaluation_ids
 from restrike.data.samples import ImageBatch
 from restrike.data.source import ImageSource
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _AHEAD_STEPS = 64  # how far before its first use a remote shard is asked for
 
@@ -252,6 +259,16 @@ def _unchanged(loaded: LoadedBatch) -> LoadedBatch:
 
 def _start_worker(worker: int) -> None:
     _one_cv2_thread()  # spawned workers come with OpenCV's own default
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """On Linux. A parent that is killed while its workers start would leave them waiting for ever."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before the kernel was asked
+        os._exit(1)
 
 
 def _one_cv2_thread() -> None:

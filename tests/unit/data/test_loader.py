@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import queue
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -214,3 +218,28 @@ def test_evaluation_does_not_depend_on_workers():
         return [plain(b) for b in create_eval_loader(NumberedSource(30), number_image, 2, 4, options=options)]
 
     assert batches(workers(3)) == batches(ALONE)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux asks the kernel for it")
+def test_workers_of_a_killed_process_do_not_outlive_it():
+    program = (
+        "import time, torch; from torch.utils.data import DataLoader; from restrike.data.loader import _start_worker\n"
+        "loader = iter(DataLoader(range(10**6), num_workers=2, worker_init_fn=_start_worker))\n"
+        "next(loader); print(*[worker.pid for worker in loader._workers], flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+
+    def is_alive(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(map(is_alive, workers))
