@@ -227,11 +227,10 @@ def test_workers_of_a_killed_process_do_not_outlive_it():
         "loader = iter(DataLoader(range(10**6), num_workers=2, worker_init_fn=_start_worker))\n"
         "next(loader); print(*[worker.pid for worker in loader._workers], flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
 
     def is_alive(pid: int) -> bool:
         try:
