@@ -8,6 +8,7 @@ process or the machine stops, the target is the old file or the new one. An over
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
@@ -82,7 +83,7 @@ def save(content: Any, path: str | Path, keep_previous: bool = True) -> None:
     try:
         with open(temporary, "wb") as stream:
             failpoint("opened")
-            writer = DigestingWriter(stream)
+            writer: Any = DigestingWriter(stream)  # has what torch.save uses of a stream
             torch.save(content, writer)
             writer.finish()
             failpoint("written")
@@ -142,7 +143,7 @@ def remove_stale(folder: str | Path, name: str = "") -> list[Path]:
         The removed files.
     """
     removed = []
-    for file in Path(folder).glob(f"{name}*.tmp-*"):
+    for file in Path(folder).glob(f"{glob.escape(name)}*.tmp-*"):
         found = _TEMPORARY.search(file.name)
         if found and not _is_running(int(found.group(1))):
             file.unlink(missing_ok=True)

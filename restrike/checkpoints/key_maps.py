@@ -7,6 +7,7 @@ from collections.abc import Callable
 # family -> translation of one of our state-dict names
 _MAPS: dict[str, Callable[[str], str]] = {
     "fastervit": lambda name: name,
+    "vggt": lambda name: name,
 }
 
 

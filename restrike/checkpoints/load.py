@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -53,22 +54,25 @@ def load_released(
     Args:
         strict: names must match otherwise; if not, differences are warned of.
         use_ema: take the averaged weights.
-        adapt: leave out a classifier of another size, and convert the first convolution to other input channels.
+        adapt: leave out a classifier of another size (or one that the file lacks), convert the first convolution to
+            other input channels, and let timm's models resample position tables for another resolution.
         sha256: see `safe_load`.
 
     Raises:
         CheckpointError: unreadable, no weights in it, no EMA weights, wrong shapes, or (strict) other names.
     """
     state = _our_names(model, select_state_dict(safe_load(path, sha256), str(path), use_ema))
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     derived = set(derived_buffer_names(model))
     state = {name: value for name, value in state.items() if name not in derived}
+    if adapt:
+        state = _converted_by_timm(model, state)
     left_out = _adapt(state, own, getattr(model, "pretrained_cfg", {})) if adapt else []
     _check_shapes(state, own, str(path))
-    result = model.load_state_dict(state, strict=False)
-    missing = [name for name in result.missing_keys if name not in left_out]
-    report = LoadReport(missing, list(result.unexpected_keys))
-    _judge(report, getattr(model, "optional_keys", ()), str(path), strict)
+    missing = [name for name in _missing(state, own) if name not in derived and name not in left_out]
+    report = LoadReport(missing, [name for name in state if name not in own])
+    _judge(report, getattr(model, "optional_keys", ()), str(path), strict)  # before the first weight is touched
+    model.load_state_dict(state, strict=False)
     return report
 
 
@@ -120,6 +124,13 @@ def _our_names(model: nn.Module, state: StateDict) -> StateDict:
     return {ours.get(name, name): value for name, value in state.items()}
 
 
+def _converted_by_timm(model: nn.Module, state: StateDict) -> StateDict:
+    """What timm itself does to weights of this architecture: older names, position tables of another resolution."""
+    home = type(model).__module__
+    convert = getattr(sys.modules.get(home), "checkpoint_filter_fn", None) if home.startswith("timm.models.") else None
+    return dict(convert(state, model)) if convert else state
+
+
 def _adapt(state: StateDict, own: StateDict, cfg: Mapping[str, Any]) -> list[str]:
     """Change `state` to fit; returns the names that were left out."""
     from timm.models import adapt_input_conv
@@ -127,13 +138,23 @@ def _adapt(state: StateDict, own: StateDict, cfg: Mapping[str, Any]) -> list[str
     first, classifier = f"{cfg.get('first_conv')}.weight", cfg.get("classifier")
     if first in state and first in own and state[first].shape != own[first].shape:
         state[first] = adapt_input_conv(own[first].shape[1], state[first])
-    head = [f"{classifier}.weight", f"{classifier}.bias"]
+    head = [name for name in (f"{classifier}.weight", f"{classifier}.bias") if name in own or name in state]
+    if head and not any(name in state for name in head):
+        _log.warning("the file has no classifier: it starts anew")
+        return head
     if any(name in state and (name not in own or state[name].shape != own[name].shape) for name in head):
         for name in head:
             state.pop(name, None)
         _log.warning("the file's classifier has another size and was left out")
         return head
     return []
+
+
+def _missing(state: StateDict, own: StateDict) -> list[str]:
+    """Names of ours that the file does not have, under this or another name of the same tensor."""
+    found = {id(own[name]) for name in state if name in own}
+    # BatchNorm's counter is absent from old files, and nothing depends on it.
+    return [name for name, tensor in own.items() if id(tensor) not in found and "num_batches_tracked" not in name]
 
 
 def _check_shapes(state: StateDict, own: StateDict, source: str) -> None:

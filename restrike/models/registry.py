@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from restrike.models.fastervit.variants import VARIANTS, create
+from restrike.models.fastervit import variants as fastervit
+from restrike.models.vggt import variants as vggt
 
 # family -> (names, builder(name, **overrides))
 _FAMILIES: dict[str, tuple[Iterable[str], Callable[..., nn.Module]]] = {
-    "fastervit": (VARIANTS, create),
+    "fastervit": (fastervit.VARIANTS, fastervit.create),
+    "vggt": (vggt.VARIANTS, vggt.create),
 }
 
 

@@ -29,19 +29,23 @@ Resolution = int | Sequence[int]
 
 
 class FasterViT(nn.Module):
-    """Args, as far as the names leave questions:
+    """The classifier and feature extractor; `restrike.models.build` knows the released sizes.
 
-    dim: channels of the first stage, doubled by each of the next; in_dim: channels inside the stem.
-    depths, num_heads, window_size, hat: one entry a stage. Stages 0 and 1 are convolutional and use depths only.
-    ct_size: side of each window's square of carrier tokens.
-    hat: whether a stage has carrier tokens, where its feature map has more than one window.
-    resolution: image size (H, W) or side that fixes which parameters exist.
-    any_res: pad feature maps to whole windows.
-    layer_scale, layer_scale_conv: initial value of the residual branches' factors; None for no such parameters.
-    do_propagation: add the carriers, upsampled, to the tokens at the end of a hierarchical stage.
-    as_released: for feature maps with unequal numbers of window rows and columns, compute what the release computes
-        (see `AttentionStage`).
-    drop_rate: dropout before the classifier; proj_drop_rate, attn_drop_rate: in attention and MLPs.
+    Args:
+        dim: channels of the first stage, doubled by each of the next.
+        in_dim: channels inside the stem.
+        depths: blocks of each stage. Stages 0 and 1 are convolutional, so of the next lists they use nothing.
+        ct_size: side of each window's square of carrier tokens.
+        resolution: side or (height, width) of the images that decide which parameters exist.
+        any_res: pad feature maps to whole windows.
+        layer_scale: initial factor of the attention stages' residual branches; None for no such parameters.
+        layer_scale_conv: the same for convolutional stages.
+        layer_norm_last: a LayerNorm instead of the last BatchNorm.
+        hat: which stages have carrier tokens, where their feature map has more than one window.
+        do_propagation: add the carriers, upsampled, to the tokens at the end of a hierarchical stage.
+        as_released: at unequal numbers of window rows and columns compute what the release computes, which is not
+            what was meant (see `AttentionStage`).
+        drop_rate: dropout before the classifier; `proj_drop_rate` and `attn_drop_rate` act in attention and MLPs.
     """
 
     family = "fastervit"
@@ -85,22 +89,25 @@ class FasterViT(nn.Module):
             {"num_chs": dim * 2**i, "reduction": 4 * 2**i, "module": f"levels.{i}"} for i in range(len(depths))
         ]
         self.patch_embed = PatchEmbed(in_chans, in_dim, dim)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates: list[list[float]] = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)  # type: ignore
         levels: list[Stage] = []
         for i, drop_paths in enumerate(rates):
-            common: dict[str, Any] = {"downsample": i < len(depths) - 1, "drop_paths": drop_paths}
+            downsample = i < len(depths) - 1
             if i < 2:
-                levels.append(ConvStage(dim * 2**i, layer_scale_conv=layer_scale_conv, **common))
+                levels.append(ConvStage(dim * 2**i, downsample, drop_paths, layer_scale_conv))
                 continue
-            feature_size = tuple(_feature_side(side, i, window_size[i], any_res) for side in (height, width))
+            window = window_size[i]
+            size = _feature_side(height, i, window, any_res), _feature_side(width, i, window, any_res)
             levels.append(
                 AttentionStage(
                     dim * 2**i,
                     num_heads[i],
-                    window_size[i],
-                    feature_size,  # type: ignore[arg-type]
+                    window,
+                    size,
                     hat=hat[i],
                     pad=any_res,
+                    downsample=downsample,
+                    drop_paths=drop_paths,
                     carrier_size=ct_size,
                     propagate=do_propagation,
                     as_released=as_released,
@@ -109,7 +116,6 @@ class FasterViT(nn.Module):
                     proj_drop=proj_drop_rate,
                     attn_drop=attn_drop_rate,
                     layer_scale=layer_scale,
-                    **common,
                 )
             )
         self.levels = nn.ModuleList(levels)

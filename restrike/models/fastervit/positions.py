@@ -89,7 +89,11 @@ def stacked_mlp(mlps: Sequence[CoordinateMlp], coordinates: Tensor) -> Tensor:
     """Apply L coordinate MLPs. coordinates: [P, 2] -> [L, P, out]."""
     if coordinates.device.type == "cpu":
         return torch.stack([mlp(coordinates) for mlp in mlps])
-    # At once elsewhere: these products are too small to fill a GPU, and a third of all launches if done one by one.
+    return _all_at_once(mlps, coordinates)
+
+
+def _all_at_once(mlps: Sequence[CoordinateMlp], coordinates: Tensor) -> Tensor:
+    """For GPUs: these products are too small to fill one, and are a third of all launches if done one by one."""
     weights_1, biases_1, weights_2 = (torch.stack(w) for w in zip(*(mlp.weights() for mlp in mlps), strict=True))
     points = coordinates.to(weights_1.dtype).expand(len(mlps), -1, -1)
     return torch.bmm(torch.baddbmm(biases_1[:, None], points, weights_1.mT).relu_(), weights_2.mT)
