@@ -10,6 +10,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
 DATA ?= data/imagenet
+CUB ?= data/cub
+PRETRAINED ?= timm
 QUICKSTART_DATA := data/digits
 PHOTOS_DATA := data/photos
 RUN := $(VENV)/bin/python -m cli
@@ -112,5 +114,9 @@ fastervit-4-21k-512: $(STAMP) ## FasterViT-4 (21k) tuned at 512, 87.8 top-1: 4 n
 	$(call recipe,fastervit_4_21k_512)
 fastervit-4-21k-768: $(STAMP) ## FasterViT-4 (21k) tuned at 768, 87.9 top-1: 4 nodes x 8 A100-80G, 60 epochs
 	$(call recipe,fastervit_4_21k_768)
+
+vit-finetune: $(STAMP) ## fine-tune DINOv2 ViT-B/14 at 518 px under the square-root rule: 1 GPU or more (set CUB, PRETRAINED)
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/vit_finetune.yaml
+	$(RUN) fit --config conf/vit_finetune.yaml --data.data $(CUB) --model.pretrained $(PRETRAINED) $(ARGS)
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9][a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))

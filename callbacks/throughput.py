@@ -1,4 +1,4 @@
-"""Images per second, and where the time goes, without making the host wait for the device.
+"""Images per second, where the time goes, and memory, without making the host wait for the device.
 
 Lightning's `ThroughputMonitor` synchronises after every batch. Here clocks are read on the host alone; over a window
 of many steps that is the same, because the host cannot run further ahead than the device's queue allows.
@@ -6,10 +6,17 @@ of many steps that is the same, because the host cannot run further ahead than t
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+_GIB = 1 << 30
+_STATM = Path("/proc/self/statm")  # Linux: sizes in pages
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Throughput(Callback):
@@ -17,6 +24,9 @@ class Throughput(Callback):
 
     `throughput/images_per_s`, `throughput/step_s`, and `throughput/data_fraction`, the share of the time that the loop
     waited for its next batch. Validation does not count.
+
+    Memory of rank 0, where it can be known: `memory/host_gib`, resident now (without loader workers), and
+    `memory/device_peak_gib`, the most that tensors have taken on a CUDA device since the last time.
     """
 
     def __init__(self) -> None:
@@ -50,6 +60,7 @@ class Throughput(Callback):
             "throughput/images_per_s": self._images * trainer.world_size / seconds,
             "throughput/step_s": seconds / steps,
             "throughput/data_fraction": self._waited / seconds,
+            **_memory(pl_module.device),
         }
         for logger in trainer.loggers:  # straight to the loggers: `log` would move each number to the device first
             logger.log_metrics(metrics, step=trainer.global_step - 1)
@@ -65,3 +76,14 @@ class Throughput(Callback):
         self._images = 0
         self._waited = 0.0
         self._computed = 0.0
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Read from counters that the host keeps, and start the next peak."""
+    memory = {}
+    if _STATM.is_file():
+        memory["memory/host_gib"] = int(_STATM.read_text().split()[1]) * _PAGE / _GIB
+    if device.type == "cuda":
+        memory["memory/device_peak_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
+        torch.cuda.reset_peak_memory_stats(device)
+    return memory

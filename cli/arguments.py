@@ -13,14 +13,17 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _HYDRA_OVERRIDE = re.compile(r"^(\+{0,2}[\w.\-/@:$]+=.*|~[\w.\-/@:]+(=.*)?)$", re.DOTALL)
 _FLAGS_WITHOUT_VALUE = ("-h", "--help", "--print_config")
 
-# Spellings of the W&B / DDP guide that this project replaces: flag → (option, takes a value).
-_GUIDE_ALIASES = {
+# Spellings of the W&B / DDP guide that this project replaces. Those that take a value → the option it is for:
+_GUIDE_OPTIONS = {
     "--wandb_project": "--logger.wandb.project",
     "--wandb_group": "--logger.wandb.group",
     "--wandb_job_type": "--logger.wandb.job_type",
     "--wandb_entity": "--logger.wandb.entity",
     "--wandb_mode": "--logger.wandb.mode",
+    "--wandb_resume_id": "--logger.wandb.id",
 }
+# … and flags → the override that they mean.
+_GUIDE_FLAGS = {"--wandb": "logger=wandb", "--freeze_backbone": "+freeze=backbone"}
 
 
 @dataclass
@@ -35,23 +38,6 @@ class Arguments:
     multirun: bool = False
 
 
-def _expand_guide_aliases(tokens: list[str]) -> list[str]:
-    expanded: list[str] = []
-    for token in tokens:
-        name, _, value = token.partition("=")
-        if name == "--wandb":
-            expanded.append("logger=wandb")
-        elif name == "--wandb_resume_id":
-            if not value:
-                raise UserError("--wandb_resume_id needs its run id as --wandb_resume_id=ID")
-            expanded += [f"--logger.wandb.id={value}", "--logger.wandb.resume=must"]
-        elif name in _GUIDE_ALIASES:
-            expanded.append(_GUIDE_ALIASES[name] + (f"={value}" if value else ""))
-        else:
-            expanded.append(token)
-    return expanded
-
-
 def _value_of(token: str, tokens: Iterator[str], example: str) -> str:
     """The value of `--name value` or `--name=value`."""
     name, equals, value = token.partition("=")
@@ -59,6 +45,27 @@ def _value_of(token: str, tokens: Iterator[str], example: str) -> str:
     if not found or found.startswith("-"):
         raise UserError(f"{name} needs a value, as in {name} {example}")
     return found
+
+
+def _expand_guide_aliases(argv: list[str]) -> list[str]:
+    """Each of the guide's flags by what it is here; the ones about W&B also choose its logger."""
+    expanded: list[str] = []
+    overrides: list[str] = []
+    tokens = iter(argv)
+    for token in tokens:
+        name, _, value = token.partition("=")
+        if name in _GUIDE_FLAGS:
+            if value.lower() not in ("", "true", "false"):
+                raise UserError(f"{name} is a flag: leave out '={value}'")
+            overrides += [_GUIDE_FLAGS[name]] if value.lower() != "false" else []
+        elif name in _GUIDE_OPTIONS:
+            overrides.append(_GUIDE_FLAGS["--wandb"])
+            expanded.append(f"{_GUIDE_OPTIONS[name]}={_value_of(token, tokens, 'NAME')}")
+            expanded += ["--logger.wandb.resume=must"] if name == "--wandb_resume_id" else []
+        else:
+            expanded.append(token)
+    given = [override for override in dict.fromkeys(overrides) if override not in expanded]
+    return given + expanded
 
 
 def split(argv: list[str]) -> Arguments:

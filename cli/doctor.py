@@ -17,9 +17,12 @@ from cli import registry
 from cli.arguments import Arguments, split
 from cli.compose import compose_all
 from cli.errors import UserError
+from cli.loggers import saved_wandb_id, settle_loggers, wandb_loggers, wandb_mode
 from cli.main import CLI
-from cli.run_folder import CHECKPOINTS, saved_config
-from cli.topology import Topology, resolve_topology
+from cli.run_folder import CHECKPOINTS, resolve_checkpoint, saved_config
+from cli.topology import Topology, launch_traps, resolve_topology
+from restrike.checkpoints.atomic import newest_valid
+from restrike.data.catalogue import CATALOGUE_NAME, load_catalogue
 
 Level = Literal["ok", "warning", "problem"]
 _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
@@ -38,6 +41,13 @@ class Finding:
 
 class _Parsed(CLI):
     """Parses and checks a fit line as `fit` does, and builds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """As fit's, but an earlier run in the folder is a finding and not a refusal."""
+        config = self.config.fit
+        registry.check(config.as_dict(), self.arguments.allowed)
+        config.ckpt_path = resolve_checkpoint(config.get("ckpt_path"), config.run_dir, config.auto, "fit")
+        settle_loggers(config)
 
     def instantiate_classes(self) -> None:
         """Nothing is built: the doctor builds what it looks at."""
@@ -71,7 +81,32 @@ def _data(config: Any, topology: Topology) -> Iterator[Finding]:
         batch = per_device * ranks * config.trainer.accumulate_grad_batches
         steps = sum(counts["train"]) // (per_device * ranks) // config.trainer.accumulate_grad_batches
         level: Level = "ok" if steps else "problem"
-        yield Finding(level, "batch", f"{ranks} ranks x {per_device}: {batch:,} images a step, {steps:,} steps an epoch")
+        yield Finding(
+            level, "batch", f"{ranks} ranks x {per_device}: {batch:,} images a step, {steps:,} steps an epoch"
+        )
+
+
+def _shards(config: Any, topology: Topology) -> Iterator[Finding]:
+    arguments = config.data.get("init_args") or {}
+    file = Path(str(arguments.get("data"))) / CATALOGUE_NAME
+    if not file.is_file() or not isinstance(topology.devices, int):
+        return
+    try:
+        splits = load_catalogue(file).splits
+    except ValueError as error:
+        yield Finding("problem", "shards", str(error))
+        return
+    readers = topology.devices * topology.num_nodes * max(1, arguments.get("num_workers") or 0)
+    missing = [
+        shard.name for split in splits.values() for shard in split.shards if not (file.parent / shard.name).exists()
+    ]
+    if missing:
+        yield Finding(
+            "problem", "shards", f"{len(missing)} of the catalogue are not in {file.parent}, first {missing[0]}"
+        )
+    shards = len(splits["train"].shards) if "train" in splits else 0
+    few = " (fewer than workers: each image is still read once, several workers read from one shard)"
+    yield Finding("ok", "shards", f"{shards} of training for {readers} workers{few if shards < readers else ''}")
 
 
 def _cores(config: Any, topology: Topology) -> Iterator[Finding]:
@@ -87,11 +122,15 @@ def _cores(config: Any, topology: Topology) -> Iterator[Finding]:
         yield Finding("warning", "open files", f"limit {soft}: raise it (ulimit -n 65536) for {wanted} processes")
     shared = Path("/dev/shm")  # noqa: S108 the kernel's own folder
     if workers and shared.is_dir() and (free := shutil.disk_usage(shared).free) < local * workers * GIB // 4:
-        yield Finding("warning", "shared memory", f"{free / GIB:.1f} GiB free in {shared}: workers hand batches over it")
+        yield Finding(
+            "warning", "shared memory", f"{free / GIB:.1f} GiB free in {shared}: workers hand batches over it"
+        )
 
 
 def _devices(config: Any, topology: Topology) -> Iterator[Finding]:
     yield Finding("ok", "processes", topology.describe())
+    for trap in launch_traps(topology, os.environ):
+        yield Finding("warning", "launch", trap)
     wanted = topology.devices if isinstance(topology.devices, int) else 1
     if config.trainer.accelerator in ("gpu", "cuda"):
         found = torch.cuda.device_count()
@@ -104,7 +143,7 @@ def _devices(config: Any, topology: Topology) -> Iterator[Finding]:
 def _model(config: Any, _: Topology) -> Iterator[Finding]:
     arguments = config.model.init_args.as_dict()
     released = arguments.get("pretrained")
-    if released and not Path(released).is_file():
+    if released and released != "timm" and not Path(released).is_file():
         yield Finding("problem", "pretrained", f"{released} does not exist")
     try:
         with torch.device("meta"):
@@ -125,9 +164,11 @@ def _model(config: Any, _: Topology) -> Iterator[Finding]:
 
 def _run_folder(config: Any, _: Topology) -> Iterator[Finding]:
     folder = Path(config.run_dir)
-    last = folder / CHECKPOINTS / "last.ckpt"
-    if last.is_file():
-        yield Finding("ok", "run folder", f"{last} is there: --ckpt_path last goes on from it")
+    damaged: list[str] = []
+    last = newest_valid(folder / CHECKPOINTS, "last*.ckpt", damaged.append)
+    yield from (Finding("warning", "run folder", text) for text in damaged)
+    if last is not None:
+        yield Finding("ok", "run folder", f"{last} is whole: --ckpt_path last goes on from it")
     elif saved_config(folder, "fit").exists():
         yield Finding("problem", "run folder", f"{folder} holds a run without a checkpoint: give another --run_dir")
     else:
@@ -135,14 +176,19 @@ def _run_folder(config: Any, _: Topology) -> Iterator[Finding]:
 
 
 def _loggers(config: Any, _: Topology) -> Iterator[Finding]:
-    for name, logger in (config.logger or {}).items():
-        if logger is not None and str(logger.class_path).endswith("WandbLogger"):
-            offline = logger.init_args.get("offline")
-            yield Finding("ok", f"logger.{name}", "offline: `wandb sync` later" if offline else "W&B online, logged in")
+    for name, logger in wandb_loggers(config):
+        states = {
+            "offline": "offline: `wandb sync` later",
+            "disabled": "disabled",
+            "online": "online, a login was found",
+        }
+        known = saved_wandb_id(Path(config.run_dir))
+        goes_on = f"; goes on in the W&B run {known}" if known else ""
+        yield Finding("ok", f"logger.{name}", states[wandb_mode(logger)] + goes_on)
 
 
 CHECKS: tuple[Callable[[Any, Topology], Iterator[Finding]], ...] = (
-    _devices, _data, _cores, _model, _run_folder, _loggers,
+    _devices, _data, _shards, _cores, _model, _run_folder, _loggers,
 )  # fmt: skip
 
 
@@ -155,7 +201,6 @@ def examine(arguments: Arguments) -> list[Finding]:
     registry.configure(arguments.allowed)
     composed = compose_all(arguments.configs, arguments.overrides)
     registry.check(composed.config, arguments.allowed)
-    arguments.options += ["--auto=true"]  # an earlier run in the folder is a finding here, not a refusal
     config = _Parsed(arguments, composed).config.fit
     topology = resolve_topology(config.trainer.devices, config.trainer.num_nodes, os.environ)
     return [finding for check in CHECKS for finding in check(config, topology)]

@@ -1,30 +1,83 @@
-"""Settles before the start what W&B would only find out in the middle of it."""
+"""Settles before the start what W&B would only find out in the middle of it, and what it may know."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-
-def _has_wandb_key() -> bool:
-    import wandb
-
-    return bool(wandb.api.api_key)
+WANDB_ID = "wandb_id.txt"  # in the run folder: the W&B run that it belongs to
 
 
 def settle_loggers(config: Any) -> None:
-    """Drop a W&B logger that is not installed, and put one without a login offline, each with one line."""
-    for name, logger in list((config.get("logger") or {}).items()):
-        if logger is None or not str(logger.get("class_path", "")).endswith("WandbLogger"):
-            continue
+    """Drop a W&B logger that is not installed, put one without a login offline, each with one line; give it its run id.
+
+    A run folder is one W&B run: whatever goes on in the folder (a resumed fit, a test) goes on in that run, unless
+    `id` says otherwise.
+    """
+    for name, logger in wandb_loggers(config):
         if importlib.util.find_spec("wandb") is None:
-            rank_zero_warn(f"logger.{name}: wandb is not installed, the CSV log goes on alone")
+            rank_zero_info(f"logger.{name}: wandb is not installed, the CSV log goes on alone")
             config["logger"][name] = None
             continue
+        arguments = logger["init_args"]  # of the logger, and of wandb.init
+        if wandb_mode(logger) == "online" and not has_wandb_key():
+            rank_zero_info(f"logger.{name}: no W&B login found, logging offline (`wandb login`, then `wandb sync`)")
+            arguments["offline"], arguments["log_model"], arguments["mode"] = True, False, "offline"
+        if not (arguments.get("id") or arguments.get("version")):
+            arguments["id"] = saved_wandb_id(Path(config["run_dir"])) or uuid.uuid4().hex[:8]
+        arguments["resume"] = arguments.get("resume") or "allow"  # W&B's default writes over a run with this id
+
+
+def wandb_loggers(config: Any) -> Iterator[tuple[str, Any]]:
+    """(name, logger) of each W&B logger of a parsed or plain config."""
+    for name, logger in list((config.get("logger") or {}).items()):
+        if logger is not None and str(logger.get("class_path", "")).endswith("WandbLogger"):
+            yield name, logger
+
+
+def wandb_mode(logger: Any) -> str:
+    """What a W&B logger of a config will do: "online", "offline" or "disabled"."""
+    if logger["init_args"].get("offline"):
+        return "offline"
+    mode = logger["init_args"].get("mode") or os.environ.get("WANDB_MODE") or "online"
+    return {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B finds a login in the environment or its files; nobody is asked."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)  # older versions
+
+
+def saved_wandb_id(run_dir: Path) -> str | None:
+    """The W&B run that a run folder belongs to."""
+    file = run_dir / WANDB_ID
+    return file.read_text(encoding="utf-8").strip() or None if file.is_file() else None
+
+
+def keep_wandb_id(config: Any, run_dir: Path) -> None:
+    """Note the W&B run's id in the run folder, and take it out of a plain config: another run has another."""
+    for _, logger in wandb_loggers(config):
         arguments = logger["init_args"]
-        mode = (logger.get("dict_kwargs") or {}).get("mode")
-        if not arguments.get("offline") and mode not in ("offline", "disabled") and not _has_wandb_key():
-            rank_zero_warn(f"logger.{name}: no W&B login found, logging offline (`wandb login`, then `wandb sync`)")
-            arguments["offline"] = True
+        run_id = arguments.get("id") or arguments.get("version")
+        arguments["id"] = arguments["version"] = None
+        (run_dir / WANDB_ID).write_text(f"{run_id}\n", encoding="utf-8")
+
+
+def tell_wandb(loggers: list[Any], content: dict[str, Any]) -> None:
+    """Put what ran into W&B's config. Its own capture of code, git and command line is off: those may hold secrets."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.log_hyperparams(content)

@@ -13,10 +13,14 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cli.arguments import Arguments
 from cli.compose import Composed
 from cli.errors import UserError
+from cli.loggers import keep_wandb_id, tell_wandb
+from cli.secrets import hide_secrets
+from restrike.checkpoints.atomic import newest_valid
 
 CHECKPOINTS = "checkpoints"
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "jsonargparse", "numpy")
@@ -37,20 +41,20 @@ def refuse_another_run(run_dir: Path, ckpt_path: str | None) -> None:
 
 
 def resolve_checkpoint(value: str | None, run_dir: str, auto: bool, subcommand: str) -> str | None:
-    """The checkpoint file that `last`, `best` or `auto` mean in the run folder.
+    """The checkpoint file that `last`, `best` or `auto` mean in the run folder: the newest that is whole.
 
     Raises:
         UserError: there is none, the file is missing, or it is a released file rather than a run's checkpoint.
     """
     folder = Path(run_dir) / CHECKPOINTS
     if value is None:
-        found = folder / "last.ckpt"
-        return str(found) if auto and subcommand == "fit" and found.is_file() else None
+        found = newest_valid(folder, "last*.ckpt", report=rank_zero_warn) if auto and subcommand == "fit" else None
+        return str(found) if found else None
     if value in ("last", "best"):
-        files = sorted(folder.glob(f"{value}*.ckpt"), key=lambda file: file.stat().st_mtime)
-        if not files:
-            raise UserError(f"--ckpt_path {value}: no {value}*.ckpt in {folder}; run fit first, or give a file")
-        return str(files[-1])
+        found = newest_valid(folder, f"{value}*.ckpt", report=rank_zero_warn)
+        if found is None:
+            raise UserError(f"--ckpt_path {value}: no valid {value}*.ckpt in {folder}; run fit first, or give a file")
+        return str(found)
     if "://" not in value and not Path(value).exists():
         raise UserError(f"--ckpt_path '{value}' does not exist (or say 'last' or 'best' for one of {folder})")
     if value.endswith((".pth", ".pth.tar", ".pt", ".safetensors")):
@@ -117,9 +121,13 @@ class RunFolder(SaveConfigCallback):
         content = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
         content.pop("ckpt_path", None)  # else `validate --config saved.yaml` would silently load that file
         content.pop("config", None)
+        keep_wandb_id(content, folder)
         name = self.arguments.subcommand
         header = "# What ran, resolved. `python -m cli fit --config` takes this file as it stands.\n"
+        if content != (content := hide_secrets(content)):
+            header += "# Credentials were taken out and stand as ***: give those values again.\n"
         body = yaml.safe_dump(_relative_to_run(content, self.config["run_dir"]), sort_keys=False)
         saved_config(folder, name).write_text(header + body, encoding="utf-8")
-        report = json.dumps(provenance(self.arguments, self.composed), indent=2)
-        (folder / f"provenance_{name}.json").write_text(report + "\n", encoding="utf-8")
+        origin = hide_secrets(provenance(self.arguments, self.composed))
+        (folder / f"provenance_{name}.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        tell_wandb(trainer.loggers, {"config": content, "provenance": origin})

@@ -11,15 +11,31 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from lightning_modules.networks import CompileScope, build_network, compile_network
-from lightning_modules.schedule_lengths import schedule_lengths
+from lightning_modules.networks import (
+    CompileScope,
+    build_network,
+    checkpoint_activations,
+    classifier_names,
+    compile_network,
+)
+from lightning_modules.schedule_lengths import ScheduleLengths, schedule_lengths
+from lightning_modules.sharding import is_sharded, shard_network
 from restrike.data.samples import ImageBatch
 from restrike.losses import binary_cross_entropy, cross_entropy
 from restrike.metrics import classification_metrics
 from restrike.models.layers.derived import exclude_derived_from_ddp
-from restrike.optim import clip_gradients, create_optimizer, lr_scheduler, make_schedule, param_groups
+from restrike.optim import (
+    clip_gradients,
+    create_optimizer,
+    lr_scheduler,
+    make_schedule,
+    param_groups,
+    scale_weight_decay,
+)
+from restrike.optim.batch_scaling import WeightDecayRule
 from restrike.optim.schedules import ScheduleName
 
 LossTerm = Callable[[LightningModule, ImageBatch, Tensor], Tensor]
@@ -33,14 +49,20 @@ class ClassificationModule(LightningModule):
         model_args: More constructor arguments of the model.
         num_classes: Classes of the head.
         drop_path_rate: Stochastic depth; null keeps the model's default.
-        pretrained: A released weight file to start from.
+        pretrained: A released weight file to start from, or "timm" to let timm download those of `model_name`.
         pretrained_ema: Take the EMA weights of that file.
-        pretrained_strict: Refuse a file that lacks or adds a weight; false also leaves out a head of another size.
+        pretrained_strict: Refuse a file that lacks or adds a weight; false implies `pretrained_adapt`.
+        pretrained_adapt: Leave out a head of another size (or a missing one) and fit position tables and the first
+            convolution to this model; everything else must still be there.
         loss: "ce" (soft or hard cross-entropy) or "bce".
         label_smoothing: For hard targets; soft ones are smoothed when they are mixed.
         optimizer: timm's name: adamw, lamb, sgd, …
         lr: Peak learning rate, at the reference batch size if a callback scales it.
+        lr_factors: Glob over parameter names (net.patch_embed.*) → factor on their learning rate.
+        head_lr_factor: The same for the classifier, whatever its name.
+        layer_decay: Factor on the learning rate per layer below the head; null for none.
         weight_decay: For tensors of two or more dimensions.
+        weight_decay_rule: "constant", or "normalized": times √(1 / optimiser steps of the run), as iFAM does.
         betas: null keeps the optimiser's default.
         eps: null keeps the optimiser's default.
         optimizer_args: More arguments of the optimiser, such as momentum or fused.
@@ -55,6 +77,7 @@ class ClassificationModule(LightningModule):
         schedule_steps_per_epoch: Optimiser steps that count as one epoch of the schedule; null counts this run's.
         evaluate: Which weights validation and test use: the raw ones, the EMA's, or both.
         channels_last: Memory layout of images and convolutions.
+        grad_checkpointing: Compute activations again in the backward pass instead of keeping them.
         compile: torch.compile "none", each of the repeated "blocks", or the whole "net", in place.
         compile_args: Arguments of torch.compile.
         float32_matmul_precision: "high" allows TF32.
@@ -72,11 +95,16 @@ class ClassificationModule(LightningModule):
         pretrained: str | None = None,
         pretrained_ema: bool = False,
         pretrained_strict: bool = True,
+        pretrained_adapt: bool = False,
         loss: Literal["ce", "bce"] = "ce",
         label_smoothing: float = 0.0,
         optimizer: str = "adamw",
         lr: float = 1e-3,
+        lr_factors: dict[str, float] | None = None,
+        head_lr_factor: float = 1.0,
+        layer_decay: float | None = None,
         weight_decay: float = 0.05,
+        weight_decay_rule: WeightDecayRule = "constant",
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
         optimizer_args: dict[str, Any] | None = None,
@@ -90,6 +118,7 @@ class ClassificationModule(LightningModule):
         schedule_steps_per_epoch: int | None = None,
         evaluate: Literal["raw", "ema", "both"] = "both",
         channels_last: bool = False,
+        grad_checkpointing: bool = False,
         compile: CompileScope = "none",
         compile_args: dict[str, Any] | None = None,
         float32_matmul_precision: Literal["highest", "high", "medium"] = "highest",
@@ -99,13 +128,14 @@ class ClassificationModule(LightningModule):
         arguments = {"num_classes": num_classes, **(model_args or {})}
         if drop_path_rate is not None:
             arguments["drop_path_rate"] = drop_path_rate
-        self.net = build_network(model_name, **arguments)
-        if pretrained is not None:
+        self.net = build_network(model_name, download=pretrained == "timm", **arguments)
+        if pretrained not in (None, "timm"):
             from restrike.checkpoints import load_released
 
-            load_released(
-                self.net, pretrained, strict=pretrained_strict, use_ema=pretrained_ema, adapt=not pretrained_strict
-            )
+            adapt = pretrained_adapt or not pretrained_strict
+            load_released(self.net, pretrained, strict=pretrained_strict, use_ema=pretrained_ema, adapt=adapt)
+        if grad_checkpointing:
+            checkpoint_activations(self.net)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         exclude_derived_from_ddp(self)
@@ -122,6 +152,20 @@ class ClassificationModule(LightningModule):
         torch.set_float32_matmul_precision(self.hparams.float32_matmul_precision)
         if stage == "fit":
             compile_network(self.net, self.hparams.compile, **(self.hparams.compile_args or {}))
+
+    def configure_model(self) -> None:
+        """Shard the network where the strategy is `ModelParallelStrategy`; otherwise, or a second time, do nothing.
+
+        Raises:
+            ValueError: the strategy asks for tensor parallelism, or callbacks.ema is on, whose copy is not sharded.
+        """
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self.net):
+            return
+        if self.averaged is not None:
+            raise ValueError(
+                "callbacks.ema keeps a whole copy of the network, but this strategy splits it: ~callbacks.ema or DDP"
+            )
+        shard_network(self.net, self.device_mesh)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of normalised images [B, 3, H, W]."""
@@ -160,16 +204,10 @@ class ClassificationModule(LightningModule):
         extra = h.optimizer_args or {}
         if extra.get("fused") and self.trainer.precision == "16-mixed":
             raise ValueError("a fused optimizer unscales gradients itself, so they cannot be clipped under 16-mixed")
-        groups = param_groups(self.net, h.weight_decay)
+        lengths = self._lengths()
+        weight_decay = scale_weight_decay(h.weight_decay_rule, h.weight_decay, lengths.total_steps)
+        groups = param_groups(self.net, weight_decay, self._lr_factors(), h.layer_decay)
         optimizer = create_optimizer(h.optimizer, groups, h.lr * self.lr_factor, 0.0, h.betas, h.eps, **extra)
-        lengths = schedule_lengths(
-            self.trainer,
-            warmup_epochs=h.warmup_epochs,
-            warmup_steps=h.warmup_steps,
-            schedule_epochs=h.schedule_epochs,
-            schedule_steps=h.schedule_steps,
-            per_epoch=h.schedule_steps_per_epoch,
-        )
         schedule = make_schedule(
             h.schedule,
             lr=h.lr,
@@ -194,6 +232,25 @@ class ClassificationModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if norm is not None:
             self.log("train/grad_norm", norm)
+
+    def _lengths(self) -> ScheduleLengths:
+        h = self.hparams
+        return schedule_lengths(
+            self.trainer,
+            warmup_epochs=h.warmup_epochs,
+            warmup_steps=h.warmup_steps,
+            schedule_epochs=h.schedule_epochs,
+            schedule_steps=h.schedule_steps,
+            per_epoch=h.schedule_steps_per_epoch,
+        )
+
+    def _lr_factors(self) -> dict[str, float]:
+        """Factors by glob over the names of `net`; the head's first, so that no wider glob takes it."""
+        factors = {}
+        if self.hparams.head_lr_factor != 1.0:
+            factors = {f"{name}.*": self.hparams.head_lr_factor for name in classifier_names(self.net)}
+        given = self.hparams.lr_factors or {}
+        return factors | {glob.removeprefix("net."): factor for glob, factor in given.items()}
 
     def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
         if self.hparams.channels_last:

@@ -1,8 +1,9 @@
 """Optimisers, learning-rate schedules, batch scaling and the weight average: what changes weights."""
 
-from restrike.optim.batch_scaling import SCALING_RULES, scale_factor
+from restrike.optim.batch_scaling import SCALING_RULES, scale_factor, scale_weight_decay
 from restrike.optim.gradients import clip_gradients
-from restrike.optim.optimizers import create_optimizer, param_groups
+from restrike.optim.optimizers import create_optimizer
+from restrike.optim.param_groups import param_groups
 from restrike.optim.schedules import SCHEDULES, constant, cosine, lr_scheduler, make_schedule, one_cycle, warmup_cosine
 from restrike.optim.weight_average import WeightAverage, averaged_names
 
@@ -20,5 +21,6 @@ __all__ = [
     "one_cycle",
     "param_groups",
     "scale_factor",
+    "scale_weight_decay",
     "warmup_cosine",
 ]

@@ -1,4 +1,5 @@
-"""How the learning rate follows the batch size (Goyal et al., arXiv 1706.02677; Krizhevsky, arXiv 1404.5997)."""
+"""How the learning rate follows the batch size (Goyal et al., arXiv 1706.02677; Krizhevsky, arXiv 1404.5997), and the
+weight decay the length of the run (Loshchilov & Hutter, arXiv 1711.05101)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Literal, get_args
 
 ScalingRule = Literal["none", "linear", "sqrt"]
 SCALING_RULES: tuple[str, ...] = get_args(ScalingRule)
+WeightDecayRule = Literal["constant", "normalized"]
 
 
 def scale_factor(rule: ScalingRule, effective: int, reference: int) -> float:
@@ -31,3 +33,27 @@ def scale_factor(rule: ScalingRule, effective: int, reference: int) -> float:
         case "sqrt":
             return math.sqrt(ratio)
     raise ValueError(f"expected the LR scaling rule to be one of {', '.join(SCALING_RULES)}, got {rule!r}")
+
+
+def scale_weight_decay(rule: WeightDecayRule, weight_decay: float, steps: int) -> float:
+    """The weight decay of a run of so many optimiser steps.
+
+    Args:
+        rule: "constant" (as it is), or "normalized": weight_decay · √(1 / steps), so that longer runs and smaller
+            batches decay less per step (arXiv 1711.05101, "normalized weight decay"; iFAM's fine-tuning does the same).
+        weight_decay: The given one.
+        steps: Optimiser steps of the run: steps per epoch × epochs.
+
+    Raises:
+        ValueError: an unknown rule, or no steps.
+    """
+    match rule:
+        case "constant":
+            return weight_decay
+        case "normalized" if steps >= 1:
+            return weight_decay * math.sqrt(1 / steps)
+        case "normalized":
+            raise ValueError(f"expected at least 1 optimiser step, got {steps}")
+    raise ValueError(
+        f"expected the weight decay rule to be one of {', '.join(get_args(WeightDecayRule))}, got {rule!r}"
+    )

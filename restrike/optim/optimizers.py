@@ -1,24 +1,12 @@
-"""Optimisers by name and their parameter groups, both timm's."""
+"""Optimisers by name, timm's, and the parameter groups that they work on."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
-from torch import nn
-
-
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, in this order: no decay for tensors of at most one dimension, then decay for all the others.
-
-    Names in the model's own `no_weight_decay()` (position embeddings of timm's ViTs, for instance) join the first.
-    Frozen parameters are left out. The order matters when optimiser state is loaded.
-    """
-    exempt: Collection[str] = getattr(model, "no_weight_decay", set)()
-    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
 
 def create_optimizer(
@@ -36,7 +24,7 @@ def create_optimizer(
 
     Args:
         name: One of `timm.optim.list_optimizers()`.
-        groups: Parameter groups, as from `param_groups`.
+        groups: Parameter groups, as from `param_groups`; a group's `lr_scale` multiplies `lr`.
         lr: Learning rate of groups that set none.
         weight_decay: Weight decay of groups that set none.
         betas: None keeps the optimiser's default.
@@ -58,6 +46,8 @@ def create_optimizer(
         if not taken:
             raise ValueError(f"optimizer {name!r} takes no {key}; leave it out (null)")
         arguments[key] = value
+    scaled = [{"lr": lr * group.get("lr_scale", 1.0)} | group for group in groups]
+    groups = [{key: value for key, value in group.items() if key != "lr_scale"} for group in scaled]
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **arguments)
     except TypeError as error:

@@ -34,11 +34,3 @@ def test_print_config_takes_no_value():
 def test_what_cannot_be_understood_is_refused(argv):
     with pytest.raises(UserError):
         split(argv)
-
-
-def test_spellings_of_the_wandb_guide_are_understood():
-    got = split(["fit", "--wandb", "--wandb_project", "p", "--wandb_mode=offline", "--wandb_resume_id=abc"])
-    assert got.overrides == ["logger=wandb"]
-    assert got.options == [
-        "--logger.wandb.project", "p", "--logger.wandb.mode=offline", "--logger.wandb.id=abc", "--logger.wandb.resume=must",
-    ]  # fmt: skip
