@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cli.errors import EXIT_USER_ERROR
 from restrike.data.catalogue import Catalogue
@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="python -m cli prepare", description="Make, or check, a set of shards.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="imagenet|digits|photos|verify", dest="command")
+    commands = parser.add_subparsers(required=True, metavar="imagenet|digits|photos|co3d|toy|verify", dest="command")
 
     imagenet = commands.add_parser("imagenet", help="DIR/train/<class>/<image> and DIR/val/<class>/<image> to shards")
     imagenet.add_argument("--src", type=Path, required=True, help="folder with train/ and val/")
@@ -58,12 +58,44 @@ def _parser() -> _Parser:
     photos.add_argument("--val-per-class", type=_at_least(1), default=25, metavar="N", help="crops (%(default)s)")
     photos.set_defaults(run=_embedded)
 
+    _add_multiview(commands)
+
     check = commands.add_parser("verify", help="compare a set with its catalogue, byte by byte")
     check.add_argument("--data", type=Path, required=True, help="folder of a prepared set")
     check.add_argument("--decode", action="store_true", help="decode every image too")
     _add_workers(check)
     check.set_defaults(run=_verify)
     return parser
+
+
+def _add_multiview(commands: Any) -> None:
+    co3d = commands.add_parser("co3d", help="a CO3D v2 tree to shards that serve every multi-view family")
+    co3d.add_argument("--src", type=Path, required=True, help="folder with <category>/frame_annotations.jgz")
+    co3d.add_argument("--out", type=Path, required=True, help="folder for shards, indices and catalogue")
+    co3d.add_argument("--name", default="co3d", help="prefix of the shards' names (%(default)s)")
+    co3d.add_argument(
+        "--profile", choices=("S", "L", "full"), default="S",
+        help="short side 384 px (CUT3R, DiffusionSfM), 640 px (VGGT at 518), or as it is (%(default)s)",
+    )  # fmt: skip
+    co3d.add_argument("--categories", nargs="+", default=[], metavar="NAME", help="only these (all)")
+    co3d.add_argument("--sequences-per-shard", type=_at_least(1), metavar="N", help="(about 1 GB of CO3D)")
+    co3d.add_argument("--max-bad", type=_at_least(0), default=1000, metavar="N",
+                      help="go on past so many unusable frames; bad_frames.txt names them (%(default)s)")  # fmt: skip
+    co3d.add_argument("--raydiffusion-annotations", type=Path, metavar="DIR", help="its <category>_<train|test>.jgz")
+    co3d.add_argument("--vggt-annotations", type=Path, metavar="DIR", help="co3d_anno's <category>_<train|test>.jgz")
+    _add_workers(co3d)
+    co3d.set_defaults(run=_co3d)
+
+    toy = commands.add_parser("toy", help="write a small CO3D v2 tree of ray-cast scenes, exact to the last bit")
+    toy.add_argument("--out", type=Path, required=True, help="folder of the tree; give it to `prepare co3d --src`")
+    toy.add_argument("--categories", nargs="+", metavar="NAME", help="(four seen ones and an unseen one)")
+    toy.add_argument("--sequences", type=_at_least(1), default=12, metavar="N", help="per category (%(default)s)")
+    toy.add_argument("--frames", type=_at_least(1), default=30, metavar="N", help="per sequence (%(default)s)")
+    toy.add_argument("--size", type=_at_least(16), default=192, metavar="PX", help="short side (%(default)s)")
+    toy.add_argument("--fps", type=_at_least(1), default=10, metavar="N", help="of the time stamps (%(default)s)")
+    toy.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of everything (%(default)s)")
+    _add_workers(toy)
+    toy.set_defaults(run=_toy)
 
 
 def _add_packing(parser: argparse.ArgumentParser, name: str, train_shards: int, val_shards: int, max_bad: int) -> None:
@@ -101,11 +133,15 @@ def _at_least(least: int) -> type[int]:
     return convert  # type: ignore[return-value]
 
 
+def _plain_name(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise PrepareError(f"--name: letters, digits, - and _ only, got '{name}'")
+    return name
+
+
 def _options(arguments: argparse.Namespace) -> PackOptions:
-    if not arguments.name.replace("-", "").replace("_", "").isalnum():
-        raise PrepareError(f"--name: letters, digits, - and _ only, got '{arguments.name}'")
     return PackOptions(
-        name=arguments.name,
+        name=_plain_name(arguments.name),
         shards={"train": arguments.train_shards, "validation": arguments.val_shards},
         seed=arguments.seed,
         workers=arguments.workers,
@@ -128,6 +164,44 @@ def _embedded(arguments: argparse.Namespace) -> int:
     return _done(prepare_photos(arguments.out, _options(arguments), *per_class), arguments)
 
 
+def _co3d(arguments: argparse.Namespace) -> int:
+    from restrike.data_prep.co3d import SceneOptions, bad_frame_counts, prepare_co3d
+
+    folders = {"raydiffusion": arguments.raydiffusion_annotations, "vggt": arguments.vggt_annotations}
+    options = SceneOptions(
+        name=_plain_name(arguments.name),
+        profile=arguments.profile,
+        categories=tuple(arguments.categories),
+        sequences_per_shard=arguments.sequences_per_shard or 0,
+        workers=arguments.workers,
+        max_bad=arguments.max_bad,
+        derived=tuple((name, folder) for name, folder in folders.items() if folder is not None),
+    )
+    catalogue = prepare_co3d(arguments.src, arguments.out, options)
+    size = sum(shard.bytes for shard in catalogue.shards)
+    what = f"{catalogue.frames:,} frames of {catalogue.sequences:,} sequences, {len(catalogue.categories)} categories"
+    print(f"{arguments.out}: {what} in {len(catalogue.shards)} shards, {size / 1e6:,.1f} MB")
+    print(f"{bad_frame_counts(arguments.out)} ({arguments.out / 'bad_frames.txt'})")
+    return 0
+
+
+def _toy(arguments: argparse.Namespace) -> int:
+    from restrike.data_prep.toy import DEFAULT_CATEGORIES, ToyOptions, prepare_toy
+
+    options = ToyOptions(
+        categories=tuple(arguments.categories or DEFAULT_CATEGORIES),
+        sequences=arguments.sequences,
+        frames=arguments.frames,
+        size=arguments.size,
+        fps=arguments.fps,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    frames = prepare_toy(arguments.out, options)
+    print(f"{arguments.out}: {frames:,} frames of {len(options.categories)} categories, a CO3D v2 tree")
+    return 0
+
+
 def _done(catalogue: Catalogue, arguments: argparse.Namespace) -> int:
     splits = ", ".join(f"{split.samples:,} {name}" for name, split in catalogue.splits.items())
     size = sum(shard.bytes for split in catalogue.splits.values() for shard in split.shards)
@@ -146,7 +220,12 @@ def _left_out(out: Path) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    problems = verify(arguments.data, arguments.workers, arguments.decode)
+    from restrike.data_prep.co3d_verify import is_multiview_set, verify_multiview
+
+    if is_multiview_set(arguments.data):
+        problems = verify_multiview(arguments.data, arguments.workers)
+    else:
+        problems = verify(arguments.data, arguments.workers, arguments.decode)
     for problem in problems:
         print(problem)
     print(f"{len(problems)} problems" if problems else f"{arguments.data}: every byte is as the catalogue says")

@@ -20,6 +20,9 @@ class Purpose(IntEnum):
     MIXING = 4
     DEVICE = 5
     PACKING = 6
+    SCENES = 7
+    SHAPE = 8
+    VIEWS = 9
 
 
 def stream(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

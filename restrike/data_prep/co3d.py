@@ -1,0 +1,200 @@
+"""`prepare co3d`: the genuine tree to one multi-view shard set, by category, in parallel, resumable, verified."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from restrike.data.catalogue import CATALOGUE_NAME
+from restrike.data.files import write_atomically
+from restrike.data.index import INDEX_SUFFIX, index_path
+from restrike.data.multiview_index import MultiViewCatalogue
+from restrike.data_prep.co3d_annotations import read_sequences
+from restrike.data_prep.co3d_jobs import run_jobs
+from restrike.data_prep.co3d_shard import (
+    SEQUENCES_PER_SHARD,
+    SHORT_SIDES,
+    SceneShardJob,
+    SceneShardRecord,
+    write_scene_shard,
+)
+from restrike.data_prep.co3d_tree import FrameProblem, list_categories, read_category
+from restrike.data_prep.errors import PrepareError
+from restrike.data_prep.pack import _only_one as only_one
+from restrike.data_prep.progress import Progress
+from restrike.data_prep.shard_writer import WORK_FOLDER
+
+REPORT_NAME = "bad_frames.txt"
+_SAMPLED_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """How to pack.
+
+    Attributes:
+        name: prefix of the shards' names.
+        profile: "S" (short side 384, as DUSt3R and CUT3R prepare CO3D), "L" (640, for VGGT at 518), "full".
+        categories: of the tree; () = all that it has.
+        sequences_per_shard: 0 = about 1 GB of genuine CO3D.
+        workers: processes.
+        max_bad: frames that are left out and reported before giving up.
+        derived: (name, folder) of splits derived by others: ("raydiffusion", …), ("vggt", …).
+    """
+
+    name: str = "co3d"
+    profile: str = "S"
+    categories: tuple[str, ...] = ()
+    sequences_per_shard: int = 0
+    workers: int = 1
+    max_bad: int = 1000
+    derived: tuple[tuple[str, Path], ...] = ()
+
+
+def prepare_co3d(src: Path, out: Path, options: SceneOptions, progress: Progress | None = None) -> MultiViewCatalogue:
+    """Write shards, indices, catalogue and the report of bad frames into `out`.
+
+    Run again after any end, it keeps finished shards and ends with the same bytes as an unbroken run.
+
+    Raises:
+        PrepareError: no tree, no space, damaged annotations, or more than `max_bad` unusable frames.
+    """
+    categories = _check(src, out, options)
+    jobs = [job for category in categories for job in _jobs(src, out, category, options)]
+    if not jobs:
+        raise PrepareError(f"--src: the categories of {src} have no sequence")
+    (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    with only_one(out):
+        _tidy(out, jobs)
+        _forecast(src, out, jobs, options)
+        progress = progress or Progress(sum(len(job.sequences) for job in jobs), "sequences")
+        records = _run(out, jobs, options, progress)
+        entries = [records[job].entry for job in jobs]
+        shards = [entry for entry in entries if entry is not None]
+        left_out = [problem for job in jobs for problem in records[job].left_out]
+        _write_report(out, [records[job] for job in jobs], is_whole=True)
+        frames = sum(record.frames for record in records.values())
+        sequences = sum(shard.samples for shard in shards)
+        catalogue = MultiViewCatalogue(
+            options.name, options.profile, categories, sequences, frames, len(left_out), shards
+        )
+        catalogue.save(out / CATALOGUE_NAME)
+    return catalogue
+
+
+def _check(src: Path, out: Path, options: SceneOptions) -> list[str]:
+    if options.profile not in SHORT_SIDES:
+        raise PrepareError(f"--profile: expected {', '.join(SHORT_SIDES)}, got '{options.profile}'")
+    if out.exists() and not out.is_dir():
+        raise PrepareError(f"--out: {out} is a file; name a folder")
+    found = list_categories(src)
+    if out.resolve().is_relative_to(src.resolve()):
+        raise PrepareError(f"--out: {out} lies inside the tree; choose a folder outside {src}")
+    if missing := sorted(set(options.categories) - set(found)):
+        raise PrepareError(f"--categories: {src} has no {', '.join(missing)}; it has {', '.join(found)}")
+    for name, folder in options.derived:
+        if not folder.is_dir():
+            raise PrepareError(f"--{name}-annotations: no folder {folder}")
+    return sorted(options.categories) or found
+
+
+def _jobs(src: Path, out: Path, category: str, options: SceneOptions) -> list[SceneShardJob]:
+    names = sorted(entry.sequence_name for entry in read_sequences(src / category / "sequence_annotations.jgz"))
+    if bad := [name for name in names if not name.replace("_", "").replace("-", "").isalnum()]:
+        raise PrepareError(f"{src / category / 'sequence_annotations.jgz'}: sequence name '{bad[0]}' is no plain name")
+    size = options.sequences_per_shard or SEQUENCES_PER_SHARD[options.profile]
+    return [
+        SceneShardJob(
+            target=out / f"{options.name}-{category}-{start // size:04d}.tar",
+            root=src,
+            category=category,
+            sequences=tuple(names[start : start + size]),
+            profile=options.profile,
+            derived=options.derived,
+        )
+        for start in range(0, len(names), size)
+    ]
+
+
+def _tidy(out: Path, jobs: list[SceneShardJob]) -> None:
+    """Remove what a killed run left half-done; refuse a folder that holds another set."""
+    for partial in [*out.glob("*.partial-*"), *(out / WORK_FOLDER).glob("*.partial-*")]:
+        partial.unlink(missing_ok=True)
+    expected = {name for job in jobs for name in (job.target.name, index_path(job.target).name)}
+    found = {path.name for path in out.iterdir() if path.suffix in (".tar", INDEX_SUFFIX)}
+    if foreign := sorted(found - expected):
+        raise PrepareError(
+            f"--out: {out} holds shards of another set ({foreign[0]} and {len(foreign) - 1} more); choose an empty "
+            "folder, or delete them"
+        )
+    (out / CATALOGUE_NAME).unlink(missing_ok=True)  # from here to the end the set is not whole
+
+
+def _forecast(src: Path, out: Path, jobs: list[SceneShardJob], options: SceneOptions) -> None:
+    """Say how large the set will be, from a sample of the files; fail before hours of work if it cannot fit."""
+    todo = [job for job in jobs if not job.target.exists()]
+    if not todo:
+        return
+    category = read_category(src, todo[0].category)
+    frames = [frame for sequence in category.sequences.values() for frame in sequence.frames]
+    sample = frames[:: max(1, len(frames) // _SAMPLED_FRAMES)]
+    short_side = SHORT_SIDES[options.profile]
+    total = 0.0
+    for frame in sample:
+        assert frame.depth is not None and frame.mask is not None
+        paths = [src / path for path in (frame.image.path, frame.depth.path, frame.mask.path)]
+        share = 1.0 if short_side is None else min(1.0, (short_side / min(frame.image.size)) ** 2)
+        total += share * sum(path.stat().st_size for path in paths if path.is_file()) + 3 * 1024
+    if not sample:
+        return
+    per_sequence = total / len(sample) * len(frames) / len(category.sequences)
+    needed = per_sequence * sum(len(job.sequences) for job in todo)
+    free = shutil.disk_usage(out).free
+    text = f"about {needed / 1e9:.2f} GB to write (profile {options.profile}), {free / 1e9:.1f} GB free"
+    if free < needed:
+        raise PrepareError(f"--out: {out}: {text}; make room, choose another disk or a smaller --profile")
+    print(text, file=sys.stderr)
+
+
+def _run(
+    out: Path, jobs: list[SceneShardJob], options: SceneOptions, progress: Progress
+) -> dict[SceneShardJob, SceneShardRecord]:
+    records: dict[SceneShardJob, SceneShardRecord] = {}
+    for job, (record, kept) in run_jobs(write_scene_shard, jobs, options.workers):
+        records[job] = record
+        progress.add(len(job.sequences), kept=kept)
+        left_out = [problem for one in records.values() for problem in one.left_out]
+        if len(left_out) > options.max_bad:
+            _write_report(out, records.values(), is_whole=False)
+            raise PrepareError(
+                f"{len(left_out)} frames cannot be used, --max-bad allows {options.max_bad}; first: {left_out[0]} "
+                f"(all so far: {out / REPORT_NAME}). Fetch them again, or raise --max-bad"
+            )
+    return records
+
+
+def _write_report(out: Path, records: Iterable[SceneShardRecord], is_whole: bool) -> None:
+    records = list(records)
+    frames, redacted = (sum(getattr(record, name) for record in records) for name in ("frames", "redacted"))
+    left_out = sorted(problem for record in records for problem in record.left_out)
+    without = sorted(problem for record in records for problem in record.without_depth)
+    end = "" if is_whole else "; preparation stopped"
+    lines = [
+        f"# {frames} frames packed; {len(left_out)} left out, {len(without)} kept without depth, {redacted} redacted "
+        f"by the data set{end}",
+        *_lines("left out", left_out),
+        *_lines("without depth", without),
+    ]
+    write_atomically(out / REPORT_NAME, ("\n".join(lines) + "\n").encode())
+
+
+def _lines(kind: str, problems: list[FrameProblem]) -> list[str]:
+    return [f"{kind}\t{problem}" for problem in problems]
+
+
+def bad_frame_counts(out: Path) -> str:
+    """The first line of the report of a set."""
+    return (out / REPORT_NAME).read_text().splitlines()[0].removeprefix("# ")
