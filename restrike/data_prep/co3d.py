@@ -10,10 +10,8 @@ from pathlib import Path
 
 from restrike.data.catalogue import CATALOGUE_NAME
 from restrike.data.files import write_atomically
-from restrike.data.index import INDEX_SUFFIX, index_path
 from restrike.data.multiview_index import MultiViewCatalogue
 from restrike.data_prep.co3d_annotations import read_sequences
-from restrike.data_prep.co3d_jobs import run_jobs
 from restrike.data_prep.co3d_shard import (
     SEQUENCES_PER_SHARD,
     SHORT_SIDES,
@@ -23,7 +21,8 @@ from restrike.data_prep.co3d_shard import (
 )
 from restrike.data_prep.co3d_tree import FrameProblem, list_categories, read_category
 from restrike.data_prep.errors import PrepareError
-from restrike.data_prep.pack import _only_one as only_one
+from restrike.data_prep.jobs import run_jobs
+from restrike.data_prep.pack import only_one, tidy
 from restrike.data_prep.progress import Progress
 from restrike.data_prep.shard_writer import WORK_FOLDER
 
@@ -68,7 +67,7 @@ def prepare_co3d(src: Path, out: Path, options: SceneOptions, progress: Progress
         raise PrepareError(f"--src: the categories of {src} have no sequence")
     (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     with only_one(out):
-        _tidy(out, jobs)
+        tidy(out, [job.target for job in jobs])
         _forecast(src, out, jobs, options)
         progress = progress or Progress(sum(len(job.sequences) for job in jobs), "sequences")
         records = _run(out, jobs, options, progress)
@@ -117,20 +116,6 @@ def _jobs(src: Path, out: Path, category: str, options: SceneOptions) -> list[Sc
         )
         for start in range(0, len(names), size)
     ]
-
-
-def _tidy(out: Path, jobs: list[SceneShardJob]) -> None:
-    """Remove what a killed run left half-done; refuse a folder that holds another set."""
-    for partial in [*out.glob("*.partial-*"), *(out / WORK_FOLDER).glob("*.partial-*")]:
-        partial.unlink(missing_ok=True)
-    expected = {name for job in jobs for name in (job.target.name, index_path(job.target).name)}
-    found = {path.name for path in out.iterdir() if path.suffix in (".tar", INDEX_SUFFIX)}
-    if foreign := sorted(found - expected):
-        raise PrepareError(
-            f"--out: {out} holds shards of another set ({foreign[0]} and {len(foreign) - 1} more); choose an empty "
-            "folder, or delete them"
-        )
-    (out / CATALOGUE_NAME).unlink(missing_ok=True)  # from here to the end the set is not whole
 
 
 def _forecast(src: Path, out: Path, jobs: list[SceneShardJob], options: SceneOptions) -> None:

@@ -25,7 +25,7 @@ from restrike.data_prep.co3d_files import FrameFiles, read_frame
 from restrike.data_prep.co3d_splits import read_derived_splits
 from restrike.data_prep.co3d_tree import Category, FrameProblem, Sequence, read_category
 from restrike.data_prep.errors import PrepareError
-from restrike.data_prep.shard_writer import record_path
+from restrike.data_prep.shard_writer import FinishedRecord, finished, record_path
 
 SHORT_SIDES: dict[str, int | None] = {"S": 384, "L": 640, "full": None}
 SEQUENCES_PER_SHARD = {"S": 45, "L": 19, "full": 6}  # about 1 GB of CO3D v2
@@ -45,11 +45,9 @@ class SceneShardJob(NamedTuple):
     derived: tuple[tuple[str, Path], ...]
 
 
-class SceneShardRecord(msgspec.Struct, frozen=True):
-    """A finished shard; `entry` is None where no frame could be used. Problems are (sequence, frame, reason)."""
+class SceneShardRecord(FinishedRecord, frozen=True):
+    """A finished shard of scenes. Problems are (sequence, frame, reason)."""
 
-    fingerprint: str
-    entry: ShardEntry | None
     frames: int
     redacted: int
     left_out: list[FrameProblem]
@@ -66,7 +64,7 @@ def write_scene_shard(job: SceneShardJob) -> tuple[SceneShardRecord, bool]:
     category = _category(job.root, job.category)
     try:
         fingerprint = _fingerprint(job, category)
-        record = _finished(job, fingerprint)
+        record = finished(job.target, fingerprint, SceneShardRecord)
         if record is not None:
             return record, True
         record = _write(job, category, fingerprint)
@@ -107,21 +105,6 @@ def _stamp(path: Path) -> str:
     except OSError:
         return f"{path.name} missing"
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _finished(job: SceneShardJob, fingerprint: str) -> SceneShardRecord | None:
-    try:
-        record = msgspec.json.decode(record_path(job.target).read_bytes(), type=SceneShardRecord)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-    if record.fingerprint != fingerprint:
-        return None
-    if record.entry is not None:
-        index = index_path(job.target)
-        whole = job.target.is_file() and job.target.stat().st_size == record.entry.bytes and index.is_file()
-        if not whole or sha256_file(index) != record.entry.index_sha256:
-            return None
-    return record
 
 
 def _write(job: SceneShardJob, category: Category, fingerprint: str) -> SceneShardRecord:

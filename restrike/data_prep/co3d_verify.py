@@ -10,7 +10,7 @@ from restrike.data.files import sha256_file
 from restrike.data.index import index_path
 from restrike.data.multiview_index import MULTIVIEW_FORMAT, SceneIndex, load_multiview_catalogue
 from restrike.data_prep.progress import Progress
-from restrike.data_prep.verify import _pin_down as pin_down
+from restrike.data_prep.verify import pin_down
 
 
 def is_multiview_set(data: Path) -> bool:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import re
 import shutil
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +20,7 @@ from restrike.data.folder import FolderListing
 from restrike.data.index import INDEX_SUFFIX, ShardIndex, index_path
 from restrike.data.randomness import Purpose, stream
 from restrike.data_prep.errors import PrepareError
+from restrike.data_prep.jobs import run_jobs
 from restrike.data_prep.progress import Progress
 from restrike.data_prep.shard_writer import WORK_FOLDER, BadImage, ShardDone, ShardJob, SourceImage, write_shard
 
@@ -78,9 +74,9 @@ def pack(
     total = sum(len(source.listing.paths) for source in splits.values())
     progress = progress or Progress(total, "images")
     (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
+    with only_one(out):
         everything = [job for split in jobs.values() for job in split]
-        _tidy(out, everything)
+        tidy(out, [job.target for job in everything])
         _check_space(out, everything, options)
         done = _run(everything, options, progress)
         classes = splits["train"].listing.classes
@@ -133,7 +129,8 @@ def make_keys(paths: list[str]) -> list[str]:
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
+def only_one(out: Path) -> Iterator[None]:
+    """Hold the output folder; a second preparation into it is refused."""
     with open(out / WORK_FOLDER / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,11 +139,11 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _tidy(out: Path, jobs: list[ShardJob]) -> None:
+def tidy(out: Path, targets: Iterable[Path]) -> None:
     """Remove what a killed run left half-done; refuse a folder that holds another set."""
     for partial in [*out.glob("*.partial-*"), *(out / WORK_FOLDER).glob("*.partial-*")]:
         partial.unlink(missing_ok=True)
-    expected = {name for job in jobs for name in (job.target.name, index_path(job.target).name)}
+    expected = {name for target in targets for name in (target.name, index_path(target).name)}
     found = {path.name for path in out.iterdir() if path.suffix in (".tar", INDEX_SUFFIX)}
     if foreign := sorted(found - expected):
         raise PrepareError(
@@ -175,7 +172,7 @@ def _run(jobs: list[ShardJob], options: PackOptions, progress: Progress) -> dict
     done: dict[Path, ShardDone] = {}
     bad: list[BadImage] = []
     worthwhile = sum(len(job.images) for job in jobs) // _IMAGES_PER_WORKER + 1
-    for job, result in _results(jobs, min(options.workers, len(jobs), worthwhile)):
+    for job, result in run_jobs(write_shard, jobs, min(options.workers, worthwhile)):
         done[job.target] = result
         progress.add(result.images, kept=result.kept)
         bad += result.record.bad
@@ -187,38 +184,6 @@ def _run(jobs: list[ShardJob], options: PackOptions, progress: Progress) -> dict
                 "Mend or remove them, or raise --max-bad"
             )
     return done
-
-
-def _results(jobs: list[ShardJob], workers: int) -> Iterator[tuple[ShardJob, ShardDone]]:
-    if workers <= 1:
-        for job in jobs:
-            yield job, write_shard(job)
-        return
-    # spawn: nothing of the parent's threads or open files gets into the workers
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent, (os.getpid(),))
-    try:
-        waiting: dict[Future[ShardDone], ShardJob] = {pool.submit(write_shard, job): job for job in jobs}
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise PrepareError(
-            "a worker process died (out of memory?); run the same command again, perhaps with fewer --workers: "
-            "finished shards are kept"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _die_with_parent(parent: int) -> None:
-    """In a worker: a parent that was killed cannot stop its workers, so they watch it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _summary(results: list[ShardDone], out: Path, num_classes: int) -> Split:

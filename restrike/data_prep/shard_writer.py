@@ -11,7 +11,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
@@ -51,12 +51,20 @@ class BadImage(msgspec.Struct, frozen=True):
     reason: str
 
 
-class ShardRecord(msgspec.Struct, frozen=True):
-    """A finished shard. `entry` is None where none of its images could be read (there is no tar then)."""
+class FinishedRecord(msgspec.Struct, frozen=True):
+    """What was finished, from which input. `entry` is None where nothing could be used (there is no tar then)."""
 
     fingerprint: str
     entry: ShardEntry | None
+
+
+class ShardRecord(FinishedRecord, frozen=True):
+    """A finished shard of images."""
+
     bad: list[BadImage]
+
+
+Record = TypeVar("Record", bound=FinishedRecord)
 
 
 class ShardDone(NamedTuple):
@@ -75,7 +83,7 @@ def write_shard(job: ShardJob) -> ShardDone:
     """
     try:
         fingerprint = _fingerprint(job)
-        record = _finished(job, fingerprint)
+        record = finished(job.target, fingerprint, ShardRecord)
         if record is not None:
             return ShardDone(record, len(job.images), kept=True)
         record = _write(job, fingerprint)
@@ -104,16 +112,17 @@ def _fingerprint(job: ShardJob) -> str:
     return sha256_lines(lines)
 
 
-def _finished(job: ShardJob, fingerprint: str) -> ShardRecord | None:
+def finished(target: Path, fingerprint: str, kind: type[Record]) -> Record | None:
+    """The record of a shard that an earlier run has finished from the same input, if the shard is still whole."""
     try:
-        record = msgspec.json.decode(record_path(job.target).read_bytes(), type=ShardRecord)
+        record = msgspec.json.decode(record_path(target).read_bytes(), type=kind)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     if record.fingerprint != fingerprint:
         return None
     if record.entry is not None:
-        index = index_path(job.target)
-        whole = job.target.is_file() and job.target.stat().st_size == record.entry.bytes and index.is_file()
+        index = index_path(target)
+        whole = target.is_file() and target.stat().st_size == record.entry.bytes and index.is_file()
         if not whole or sha256_file(index) != record.entry.index_sha256:
             return None
     return record

@@ -25,8 +25,8 @@ from restrike.data.decode import decode_rgb
 from restrike.data.depth_png import encode_depth, encode_png
 from restrike.data.files import write_atomically
 from restrike.data.randomness import Purpose, stream
-from restrike.data_prep.co3d_jobs import run_jobs
 from restrike.data_prep.errors import PrepareError
+from restrike.data_prep.jobs import run_jobs
 from restrike.data_prep.progress import Progress
 from restrike.data_prep.toy_scene import KINDS, Picture, Scene, View, pyramid, render, stack_of_solids
 from restrike.geometry import to_pytorch3d

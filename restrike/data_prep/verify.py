@@ -67,14 +67,14 @@ def _verify_shard(data: Path, entry: ShardEntry, decode: bool) -> list[str]:
     if tar.stat().st_size != entry.bytes:
         problems.append(f"{tar.name}: {tar.stat().st_size} bytes, the catalogue says {entry.bytes}")
     elif sha256_file(tar) != entry.sha256:
-        where = "" if problems else _pin_down(tar, ShardIndex.load(sidecar))
+        where = "" if problems else pin_down(tar, ShardIndex.load(sidecar))
         problems.append(f"{tar.name}: sha256 differs from the catalogue's{where}")
     if decode and not problems:
         problems = _undecodable(tar, ShardIndex.load(sidecar))
     return problems
 
 
-def _pin_down(tar: Path, index: ShardIndex) -> str:
+def pin_down(tar: Path, index: ShardIndex) -> str:
     """Which samples the damage lies in."""
     keys = []
     with open(tar, "rb") as file:
