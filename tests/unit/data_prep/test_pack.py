@@ -214,7 +214,7 @@ def test_another_set_in_the_folder_is_refused(tmp_path, tree):
 def test_a_second_preparation_at_the_same_time_is_refused(tmp_path, tree):
     (tmp_path / "out" / ".prepare").mkdir(parents=True)
     with (
-        pack_module._only_one(tmp_path / "out"),
+        pack_module.only_one(tmp_path / "out"),
         pytest.raises(PrepareError, match="another preparation is writing"),
     ):
         prepare_imagenet(tree, tmp_path / "out", options())
