@@ -29,8 +29,16 @@ class Curves(Callback):
             rank_zero_info("callbacks.curves draws what the CSV logger wrote, and this run has none")
             return
         logger.save()
-        metrics = Path(logger.log_dir) / "metrics.csv"
-        if metrics.is_file():
+        # A resumed run logs into a new version folder; the picture shows all of it.
+        current = Path(logger.log_dir)
+        folders = current.parent.glob("version_*") if current.name.startswith("version_") else [current]
+        files = [file for folder in sorted(folders, key=_version) if (file := folder / "metrics.csv").is_file()]
+        if files:
             from restrike.viz import plot_curves
 
-            plot_curves(metrics, Path(trainer.default_root_dir) / "curves.png")
+            plot_curves(files, Path(trainer.default_root_dir) / "curves.png")
+
+
+def _version(folder: Path) -> int:
+    number = folder.name.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 Curve = tuple[list[float], list[float]]
@@ -22,17 +23,30 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     return curves
 
 
-def plot_curves(metrics: Path, out: Path) -> Path:
-    """Draw loss, accuracy and learning rate over optimiser steps, side by side, from a CSV into a PNG.
+def join_metrics(parts: Sequence[Path]) -> dict[str, Curve]:
+    """`read_metrics` of a run that was resumed: each part takes over at its own first step."""
+    joined: dict[str, Curve] = {}
+    for curves in map(read_metrics, parts):
+        begin = min((steps[0] for steps, _ in curves.values()), default=float("inf"))
+        for name in joined.keys() | curves.keys():
+            kept = [(step, value) for step, value in zip(*joined.get(name, ([], [])), strict=True) if step < begin]
+            kept += zip(*curves.get(name, ([], [])), strict=True)
+            joined[name] = [step for step, _ in kept], [value for _, value in kept]
+    return joined
+
+
+def plot_curves(metrics: Path | Sequence[Path], out: Path) -> Path:
+    """Draw loss, accuracy and learning rate over optimiser steps, side by side, from CSVs into a PNG.
 
     Args:
-        metrics: As `read_metrics` takes it; names that hold "loss", "top1", "top5" or begin with "lr" are drawn.
+        metrics: As `read_metrics` or, for several files in order, `join_metrics` takes it; names that hold "loss",
+            "top1", "top5" or begin with "lr" are drawn.
         out: The picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    curves = read_metrics(metrics)
+    curves = join_metrics([metrics] if isinstance(metrics, Path) else metrics)
     panels = {
         "loss": [name for name in curves if "loss" in name],
         "accuracy": [name for name in curves if "top1" in name or "top5" in name],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from restrike.viz import Prediction, contact_sheet, plot_curves, read_metrics
+from restrike.viz import Prediction, contact_sheet, join_metrics, plot_curves, read_metrics
 
 
 def test_contact_sheet_frames_right_green_and_wrong_red():
@@ -44,3 +44,13 @@ def test_curves_of_an_empty_run_are_drawn_too(tmp_path: Path):
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("epoch,step\n")
     assert plot_curves(metrics, tmp_path / "curves.png").is_file()
+
+
+def test_a_resumed_runs_log_takes_over_at_its_first_step(tmp_path: Path):
+    before, after = tmp_path / "0.csv", tmp_path / "1.csv"
+    before.write_text("step,train/loss,val/top1\n0,3.0,\n1,2.0,0.1\n2,9.0,\n")
+    after.write_text("step,train/loss\n2,1.0\n3,0.5\n")
+    assert join_metrics([before, after]) == {
+        "train/loss": ([0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.5]),
+        "val/top1": ([1.0], [0.1]),
+    }
