@@ -13,6 +13,7 @@ from pathlib import Path
 
 from restrike.data.cache import ShardCache, locked
 from restrike.data.catalogue import CATALOGUE_NAME, Catalogue, load_catalogue
+from restrike.data.files import sha256_file
 from restrike.data.index import INDEX_SUFFIX, ShardIndex, build_index, index_path
 from restrike.data.opener import fetch, join, local_path, redact, scheme
 
@@ -154,6 +155,8 @@ def _load_local_index(tar: Path, file: ShardFile, cache: ShardCache) -> ShardInd
         beside = cache.folder / f"{digest}-{beside.name}"
     if file.bytes is not None and not beside.is_file():
         raise ValueError(f"index {beside} is missing; {mend}")
+    if file.index_sha256 is not None and sha256_file(beside) != file.index_sha256:
+        raise ValueError(f"index {beside} is not the one that the catalogue lists; {mend}")
     index = _built_once(beside, tar)
     if index.tar_bytes != size:
         raise ValueError(
