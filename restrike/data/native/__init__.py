@@ -24,9 +24,9 @@ class RegionError(ValueError):
 @functools.cache
 def load() -> Any | None:
     """The extension's decode function, or None (and one info line) where it has not been built."""
-    from restrike.data.native.build import library_path  # here, so that `python -m …native.build` imports it once
+    from restrike.data.native.build import extension_path  # here, so that `python -m …native.build` imports it once
 
-    path = library_path()
+    path = extension_path()
     try:
         function = ctypes.CDLL(str(path)).restrike_decode_region
     except OSError as error:

@@ -23,7 +23,7 @@ class BuildError(RuntimeError):
     """The compiler is missing or refused the source."""
 
 
-def library_path() -> Path:
+def extension_path() -> Path:
     """Where this version's library is, or would be, on this machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
@@ -38,7 +38,7 @@ def build() -> Path:
     Raises:
         BuildError: with the compiler's words and what to install.
     """
-    path = library_path()
+    path = extension_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CC") or "cc")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

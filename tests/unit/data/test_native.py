@@ -172,7 +172,7 @@ def test_without_the_extension_on_is_an_error_that_tells_how_to_build_it(no_libr
 
 
 def test_a_library_of_another_machine_is_passed_over(no_library: None) -> None:
-    path = native_build.library_path()
+    path = native_build.extension_path()
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a library")
     assert not native.is_available()
