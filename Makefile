@@ -42,12 +42,12 @@ quickstart: $(STAMP) $(QUICKSTART_DATA)/catalogue.json ## train a small FasterVi
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/quickstart.yaml
 	@run=runs/quickstart; [ ! -e $$run ] || run=runs/quickstart-$$(date +%Y%m%d-%H%M%S); set -x; \
 	  $(RUN) fit --config conf/quickstart.yaml --run_dir $$run $(ARGS); \
-	  $(RUN) test --config conf/quickstart.yaml --run_dir $$run --ckpt_path best; \
+	  $(RUN) test --config conf/quickstart.yaml --run_dir $$run --ckpt_path last; \
 	  { set +x; } 2>/dev/null; echo "curves, predictions, weights and the report are in $$run"
 
 quickstart-photos: $(STAMP) $(PHOTOS_DATA)/catalogue.json ## the same on crops of real photographs, with the whole RandAugment recipe (5 minutes)
 	$(RUN) fit --config conf/quickstart_photos.yaml $(ARGS)
-	$(RUN) test --config conf/quickstart_photos.yaml --ckpt_path best
+	$(RUN) test --config conf/quickstart_photos.yaml --ckpt_path last
 
 $(QUICKSTART_DATA)/catalogue.json: | $(STAMP)
 	$(RUN) prepare digits --out $(QUICKSTART_DATA)

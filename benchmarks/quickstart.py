@@ -27,7 +27,7 @@ def main() -> None:
         _cli("prepare", "digits", "--out", data)
         line = ["--config", "conf/quickstart.yaml", "--run_dir", run, "--data.data", data]
         seconds = _cli("fit", *line)
-        _cli("test", *line, "--ckpt_path", "best")
+        _cli("test", *line, "--ckpt_path", "last")
         report = json.loads((Path(run) / "report.json").read_text())
     top1 = {name: 100 * report[f"test/top1{name}"] for name in ("", "_ema", "_majority_class")}
     row = Row(
