@@ -51,7 +51,7 @@ def contact_sheet(predictions: Sequence[Prediction], columns: int | None = None,
         draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
         sheet.paste(_tile(prediction.image, tile), (left + _FRAME, top + _FRAME))
         lines = (
-            (f"{prediction.predicted} {100 * prediction.confidence:.0f} %", colour),
+            (f"{prediction.predicted}: {100 * prediction.confidence:.0f} %", colour),
             ("" if is_right else f"is {prediction.truth}", _INK),
             (prediction.key, _INK),
         )
