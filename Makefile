@@ -45,7 +45,7 @@ quickstart: $(STAMP) $(QUICKSTART_DATA)/catalogue.json ## train a small FasterVi
 	  $(RUN) test --config conf/quickstart.yaml --run_dir $$run --ckpt_path last; \
 	  { set +x; } 2>/dev/null; echo "curves, predictions, weights and the report are in $$run"
 
-quickstart-photos: $(STAMP) $(PHOTOS_DATA)/catalogue.json ## the same on crops of real photographs, with the whole RandAugment recipe (5 minutes)
+quickstart-photos: $(STAMP) $(PHOTOS_DATA)/catalogue.json ## the same on crops of real photographs, with the whole RandAugment recipe (3 minutes)
 	$(RUN) fit --config conf/quickstart_photos.yaml $(ARGS)
 	$(RUN) test --config conf/quickstart_photos.yaml --ckpt_path last
 

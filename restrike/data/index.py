@@ -14,7 +14,7 @@ import mmap
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -24,11 +24,49 @@ from restrike.data.tar import TarError, TarMember, iter_members
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")  # as torchvision's ImageFolder
 INDEX_SUFFIX = ".idx"
 UNKNOWN_LABEL = -1
-_VERSION = 1
 
 
 @dataclass(frozen=True)
-class ShardIndex:
+class SavedIndex:
+    """Arrays about one shard that are saved as an `.npz` without pickles; a subclass names them as its fields."""
+
+    tar_bytes: int
+
+    kind: ClassVar[str]  # what messages call the file
+    version: ClassVar[int]
+
+    def to_bytes(self) -> bytes:
+        """The same content gives the same bytes."""
+        buffer = io.BytesIO()
+        values: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        np.savez(buffer, **{"version": np.int64(self.version), **values})
+        return buffer.getvalue()
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an index.
+
+        Raises:
+            ValueError: the file is not a whole index of this version.
+        """
+        data = io.BytesIO(path.read_bytes())
+        try:
+            with np.load(data, allow_pickle=False) as file:
+                version = int(file["version"])
+                values: dict[str, Any] = {f.name: file[f.name] for f in fields(cls)}
+        except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged bytes
+            raise ValueError(f"{cls.kind} {path} is damaged ({error}); delete it and prepare or index again") from error
+        if version != cls.version:
+            raise ValueError(f"{cls.kind} {path} has version {version}, this code reads {cls.version}; prepare again")
+        values["tar_bytes"] = int(values["tar_bytes"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ShardIndex(SavedIndex):
     """Arrays over the n samples of one shard, in file order.
 
     Attributes:
@@ -46,44 +84,15 @@ class ShardIndex:
     sizes: np.ndarray
     starts: np.ndarray
     crc32: np.ndarray
-    tar_bytes: int
+
+    kind = "shard index"
+    version = 1
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, sample: int) -> str:
         return bytes(self.keys[sample]).decode("utf-8", "surrogateescape")
-
-    def to_bytes(self) -> bytes:
-        """The same samples give the same bytes."""
-        buffer = io.BytesIO()
-        values: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        np.savez(buffer, **{"version": np.int64(_VERSION), **values})
-        return buffer.getvalue()
-
-    def save(self, path: Path) -> None:
-        write_atomically(path, self.to_bytes())
-
-    @classmethod
-    def load(cls, path: Path) -> ShardIndex:
-        """Read an index.
-
-        Raises:
-            ValueError: the file is not a whole index of this version.
-        """
-        data = io.BytesIO(path.read_bytes())
-        try:
-            with np.load(data, allow_pickle=False) as file:
-                version = int(file["version"])
-                values: dict[str, Any] = {f.name: file[f.name] for f in fields(cls)}
-        except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged bytes
-            raise ValueError(
-                f"shard index {path} is damaged ({error}); delete it and prepare or index again"
-            ) from error
-        if version != _VERSION:
-            raise ValueError(f"shard index {path} has version {version}, this code reads {_VERSION}; index again")
-        values["tar_bytes"] = int(values["tar_bytes"])
-        return cls(**values)
 
 
 def index_path(shard: Path) -> Path:

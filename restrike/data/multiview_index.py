@@ -8,24 +8,21 @@ here: every set list of the data set is kept, so that one shard set serves every
 
 from __future__ import annotations
 
-import io
 import mmap
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from restrike.data.catalogue import ShardEntry, check_shard_name
 from restrike.data.files import write_atomically
-from restrike.data.index import split_key
+from restrike.data.index import SavedIndex, split_key
 from restrike.data.tar import TarError, TarMember, iter_members
 
 MULTIVIEW_FORMAT = "restrike-multiview-1"
-_VERSION = 1
 
 
 class PackedFrame(msgspec.Struct, frozen=True):
@@ -57,7 +54,7 @@ class PackedSequence(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class SceneIndex:
+class SceneIndex(SavedIndex):
     """Arrays over the n sequences and m frames of one shard, in file order.
 
     Attributes:
@@ -101,41 +98,15 @@ class SceneIndex:
     lengths: np.ndarray
     starts: np.ndarray
     crc32: np.ndarray
-    tar_bytes: int
+
+    kind = "multi-view index"
+    version = 1
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, sequence: int) -> str:
         return bytes(self.keys[sequence]).decode()
-
-    def to_bytes(self) -> bytes:
-        """The same shard gives the same bytes."""
-        buffer = io.BytesIO()
-        values: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        np.savez(buffer, **{"version": np.int64(_VERSION), **values})
-        return buffer.getvalue()
-
-    def save(self, path: Path) -> None:
-        write_atomically(path, self.to_bytes())
-
-    @classmethod
-    def load(cls, path: Path) -> SceneIndex:
-        """Read an index. Raises ValueError: not a whole index of this version."""
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                version = int(file["version"])
-                values: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
-        except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged bytes
-            raise ValueError(
-                f"multi-view index {path} is missing or damaged ({error}); prepare the set again"
-            ) from error
-        if version != _VERSION:
-            raise ValueError(
-                f"multi-view index {path} has version {version}, this code reads {_VERSION}; prepare again"
-            )
-        values["tar_bytes"] = int(values["tar_bytes"])
-        return cls(**values)
 
 
 class MultiViewCatalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

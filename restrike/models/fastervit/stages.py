@@ -6,6 +6,7 @@ Between stages x is [B, C, H, W] in channels-last memory, so that a stage's toke
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -30,8 +31,9 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.grad_checkpointing = False
 
+    @abstractmethod
     def forward_blocks(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The map before downsampling."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.forward_blocks(x)

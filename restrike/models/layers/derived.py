@@ -7,6 +7,7 @@ element, loading skips them, and data-parallel training and weight averaging lea
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,12 +37,13 @@ class DerivedBuffers(nn.Module):
         super().__init__()
         self.register_load_state_dict_post_hook(_follow_parameters)
 
+    @abstractmethod
     def _build_derived(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """What the live module holds."""
 
+    @abstractmethod
     def derived_values(self) -> dict[str, Tensor]:
         """The true values, computed from the current parameters."""
-        raise NotImplementedError
 
     def reset_derived(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         device = device if device is not None else torch.get_default_device()
