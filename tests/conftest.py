@@ -4,6 +4,8 @@ import os
 
 from hypothesis import settings
 
+from multiview_sets import toy_set  # noqa: F401 a fixture for every test
+
 # Two OpenMP threads that share busy cores make a step ten times slower. Before torch is imported, and for the
 # processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,5 +1,6 @@
 """Every recipe composes, is valid, says what its paper says, and trains two steps at smoke size."""
 
+import csv
 import math
 from pathlib import Path
 
@@ -8,23 +9,10 @@ import yaml
 
 from cli import registry
 from cli.__main__ import main
-from cli.compose import compose_all
+from recipes import ALL, CLASSIFIERS, MULTIVIEW, composed, header, path, smoke_group
 
-ROOT = Path(__file__).resolve().parents[2]
-ALL = sorted(file.stem for file in (ROOT / "conf").glob("*.yaml"))
-RECIPES = [name for name in ALL if name != "predict"]  # which trains nothing
-SMOKE = {"vit_finetune": "vit"}  # the smoke group of a recipe; the others have FasterViT's
 IMAGENET_TRAIN = 1_281_167
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # Lightning's advice about tiny runs
-
-
-def composed(name: str, *overrides: str) -> dict:
-    return compose_all([str(ROOT / "conf" / f"{name}.yaml")], list(overrides)).config
-
-
-def header(name: str) -> str:
-    lines = (ROOT / "conf" / f"{name}.yaml").read_text().splitlines()
-    return "\n".join(line for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))])
 
 
 def effective_batch(config: dict) -> int:
@@ -46,7 +34,7 @@ def test_a_recipe_composes_and_names_only_known_classes(name):
     assert config["run_dir"] == f"runs/{name}"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CLASSIFIERS + MULTIVIEW)
 def test_a_header_says_what_to_expect_and_what_was_measured(name):
     text = header(name)
     for part in ("Expect:", "Measured:", "Hardware:"):
@@ -123,33 +111,51 @@ def test_a_trainer_group_replaces_the_machine_and_keeps_the_recipe(group):
     assert trainer["use_distributed_sampler"] is False
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_prints_whole_and_valid(name, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize("name", CLASSIFIERS + MULTIVIEW)
+def test_a_recipe_prints_whole_and_valid(name, capsys):
     with pytest.raises(SystemExit) as leaving:
-        main(["fit", "--config", f"conf/{name}.yaml", "--print_config"])
+        main(["fit", "--config", path(name), "--print_config"])
     assert leaving.value.code in (0, None)
     text = capsys.readouterr().out
     config = yaml.safe_load(text[text.index("seed_everything") :])
-    assert config["model"]["init_args"]["num_classes"] == config["data"]["init_args"]["num_classes"]
+    if name in CLASSIFIERS:
+        assert config["model"]["init_args"]["num_classes"] == config["data"]["init_args"]["num_classes"]
     assert config["trainer"]["default_root_dir"] is None  # the run folder is put in at the start
     assert "${" not in text
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_two_steps_at_smoke_size(name, photos, tmp_path, monkeypatch, capsys):
+def logged(run: Path, name: str) -> list[float]:
+    """The values of one metric in a run's log."""
+    with open(run / "metrics" / "version_0" / "metrics.csv") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def smoke_run(name: str, run: Path, data: Path) -> int:
+    options = [f"+smoke={smoke_group(name)}", "--run_dir", str(run), "--data.data", str(data)]
+    return main(["fit", "--config", path(name), *options])
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_trains_two_steps_at_smoke_size(name, photos, tmp_path, capsys):
     run = tmp_path / "run"
-    code = main(
-        ["fit", "--config", str(ROOT / "conf" / f"{name}.yaml"), f"+smoke={SMOKE.get(name, 'fastervit')}"]
-        + ["--run_dir", str(run), "--data.data", str(photos)]
-    )
-    assert code == 0, capsys.readouterr()
-    rows = [line.split(",") for line in (run / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()]
-    names = rows[0]
-    losses = [float(row[names.index("train/loss")]) for row in rows[1:] if row[names.index("train/loss")]]
-    metric = names.index("val/top1_ema" if "ema" in composed(name)["callbacks"] else "val/top1")
-    top1 = [float(row[metric]) for row in rows[1:] if row[metric]]
+    assert smoke_run(name, run, photos) == 0, capsys.readouterr()
+    losses = logged(run, "train/loss")
+    top1 = logged(run, "val/top1_ema" if "ema" in composed(name)["callbacks"] else "val/top1")
     assert len(losses) == 2 and all(map(math.isfinite, losses))
     assert len(top1) == 1 and 0 <= top1[0] <= 1
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "config_fit.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", MULTIVIEW)
+def test_a_multi_view_recipe_trains_two_steps_at_smoke_size(name, toy_set, tmp_path, capsys):
+    """Two optimiser steps, one validation whose metrics are numbers, a checkpoint."""
+    run = tmp_path / "run"
+    assert smoke_run(name, run, toy_set) == 0, capsys.readouterr()
+    losses = logged(run, "train/loss")
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    with open(run / "metrics" / "version_0" / "metrics.csv") as file:
+        names = [column for column in next(csv.reader(file)) if column.startswith("val/")]
+    assert names, "no validation metric was logged"
+    assert all(math.isfinite(value) for column in names for value in logged(run, column))
+    assert (run / "checkpoints" / "last.ckpt").is_file()

@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from datamodules import CO3DDataModule
-from multiview_sets import toy_set  # noqa: F401
 from restrike.data.batches import TooManyBadSamplesError
 from restrike.data.color_jitter import ColorJitter
 from restrike.data.multiview_index import SceneIndex
@@ -74,7 +73,7 @@ def same(one: MultiViewBatch, two: MultiViewBatch) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_epochs_of_every_family_give_whole_batches(toy_set: Path, family: str) -> None:  # noqa: F811
+def test_two_epochs_of_every_family_give_whole_batches(toy_set: Path, family: str) -> None:
     module = datamodule(family, toy_set)
     module.setup("fit")
     assert module.scene_counts == {"train": 12, "val": 4}
@@ -89,7 +88,7 @@ def test_two_epochs_of_every_family_give_whole_batches(toy_set: Path, family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_are_the_same_for_any_number_of_workers(toy_set: Path, family: str) -> None:  # noqa: F811
+def test_batches_are_the_same_for_any_number_of_workers(toy_set: Path, family: str) -> None:
     alone = batches_of(datamodule(family, toy_set), 5)
     helped = batches_of(datamodule(family, toy_set, num_workers=2), 5)
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
@@ -97,7 +96,7 @@ def test_batches_are_the_same_for_any_number_of_workers(toy_set: Path, family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_resumed_run_sees_what_the_unbroken_one_saw(toy_set: Path, family: str) -> None:  # noqa: F811
+def test_a_resumed_run_sees_what_the_unbroken_one_saw(toy_set: Path, family: str) -> None:
     whole = batches_of(datamodule(family, toy_set), 9)
     for stop in (1, 6, 7):
         first = datamodule(family, toy_set)
@@ -112,7 +111,7 @@ def test_a_resumed_run_sees_what_the_unbroken_one_saw(toy_set: Path, family: str
         assert all(same(a, b) for a, b in zip(whole[stop:], rest, strict=False)), stop
 
 
-def test_other_ranks_see_the_same_scenes_of_a_global_batch(toy_set: Path, monkeypatch) -> None:  # noqa: F811, ANN001
+def test_other_ranks_see_the_same_scenes_of_a_global_batch(toy_set: Path, monkeypatch) -> None:
     whole = batches_of(datamodule("diffusionsfm", toy_set), 3)
     halves = []
     for rank in (0, 1):
@@ -126,7 +125,7 @@ def test_other_ranks_see_the_same_scenes_of_a_global_batch(toy_set: Path, monkey
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("world", [1, 3, 5])
-def test_validation_sees_each_sequence_once(toy_set: Path, family: str, world: int, monkeypatch) -> None:  # noqa: F811, ANN001
+def test_validation_sees_each_sequence_once(toy_set: Path, family: str, world: int, monkeypatch) -> None:
     seen: list[str] = []
     counts = set()
     for rank in range(world):
@@ -141,7 +140,7 @@ def test_validation_sees_each_sequence_once(toy_set: Path, family: str, world: i
     assert len(counts) == 1 and len(seen) == len(set(seen)) == 4
 
 
-def test_a_damaged_scene_is_replaced_counted_and_bounded(toy_set: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_damaged_scene_is_replaced_counted_and_bounded(toy_set: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(toy_set, tmp_path / "set", ignore=shutil.ignore_patterns(".prepare"))
@@ -160,7 +159,7 @@ def test_a_damaged_scene_is_replaced_counted_and_bounded(toy_set: Path, tmp_path
         batches_of(datamodule("diffusionsfm", tmp_path / "set", max_bad_samples=0), 6)
 
 
-def test_filters_that_leave_nothing_are_told_before_training(toy_set: Path) -> None:  # noqa: F811
+def test_filters_that_leave_nothing_are_told_before_training(toy_set: Path) -> None:
     for name in ("filter", "val_filter"):
         module = datamodule("vggt", toy_set, **{name: SceneFilter(min_quality=100)})
         with pytest.raises(ValueError, match=f"data.{name} leaves no sequence"):
@@ -186,7 +185,7 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_trainer_resumes_in_the_middle_of_an_epoch(toy_set: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(toy_set: Path, tmp_path: Path) -> None:
     def fit(steps: int, **options: Any) -> Net:
         trainer = Trainer(
             max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
