@@ -41,7 +41,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="python -m cli prepare", description="Make, or check, a set of shards.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="imagenet|digits|photos|co3d|toy|verify", dest="command")
+    known = "imagenet|digits|photos|co3d|scenes|toy|verify"
+    commands = parser.add_subparsers(required=True, metavar=known, dest="command")
 
     imagenet = commands.add_parser("imagenet", help="DIR/train/<class>/<image> and DIR/val/<class>/<image> to shards")
     imagenet.add_argument("--src", type=Path, required=True, help="folder with train/ and val/")
@@ -86,6 +87,8 @@ def _add_multiview(commands: Any) -> None:
     _add_workers(co3d)
     co3d.set_defaults(run=_co3d)
 
+    _add_scenes(commands)
+
     toy = commands.add_parser("toy", help="write a small CO3D v2 tree of ray-cast scenes, exact to the last bit")
     toy.add_argument("--out", type=Path, required=True, help="folder of the tree; give it to `prepare co3d --src`")
     toy.add_argument("--categories", nargs="+", metavar="NAME", help="(four seen ones and an unseen one)")
@@ -96,6 +99,30 @@ def _add_multiview(commands: Any) -> None:
     toy.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of everything (%(default)s)")
     _add_workers(toy)
     toy.set_defaults(run=_toy)
+
+
+def _add_scenes(commands: Any) -> None:
+    scenes = commands.add_parser("scenes", help="your photos, COLMAP models or transforms.json to the same shards")
+    scenes.add_argument("--src", type=Path, required=True, help="a scene's folder, or one that holds several")
+    scenes.add_argument("--out", type=Path, required=True, help="folder for shards, indices and catalogue")
+    scenes.add_argument("--name", default="scenes", help="prefix of the shards' names (%(default)s)")
+    scenes.add_argument("--category", default="own", help="of all scenes, for filter.categories (%(default)s)")
+    scenes.add_argument("--layout", choices=("auto", "photos", "colmap", "transforms"), default="auto",
+                        help="auto: transforms.json before a COLMAP model before photos")  # fmt: skip
+    scenes.add_argument("--images", metavar="DIR", help="folder of the pictures inside a scene (images)")
+    scenes.add_argument("--profile", choices=("S", "L", "full"), default="S",
+                        help="short side 384 px, 640 px, or as it is (%(default)s)")  # fmt: skip
+    scenes.add_argument("--depth-unit", type=float, default=1e-3, metavar="X",
+                        help="scene units per count of a 16-bit depth PNG (%(default)s: of millimetres)")  # fmt: skip
+    scenes.add_argument("--scale", type=float, default=1.0, metavar="X", help="of the scene (%(default)s)")
+    scenes.add_argument("--val-scenes", nargs="+", default=[], metavar="NAME", help="hold these out whole")
+    scenes.add_argument("--val-every", type=_at_least(0), default=8, metavar="N",
+                        help="hold out every N-th frame of the other scenes, 0 = none (%(default)s)")  # fmt: skip
+    scenes.add_argument("--scenes-per-shard", type=_at_least(1), default=8, metavar="N", help="(%(default)s)")
+    scenes.add_argument("--max-bad", type=_at_least(0), default=10, metavar="N",
+                        help="go on past so many unusable frames; bad_frames.txt names them (%(default)s)")  # fmt: skip
+    _add_workers(scenes)
+    scenes.set_defaults(run=_scenes)
 
 
 def _add_packing(parser: argparse.ArgumentParser, name: str, train_shards: int, val_shards: int, max_bad: int) -> None:
@@ -165,7 +192,8 @@ def _embedded(arguments: argparse.Namespace) -> int:
 
 
 def _co3d(arguments: argparse.Namespace) -> int:
-    from restrike.data_prep.co3d import SceneOptions, bad_frame_counts, prepare_co3d
+    from restrike.data_prep.co3d import SceneOptions, prepare_co3d
+    from restrike.data_prep.scene_set import bad_frame_counts
 
     folders = {"raydiffusion": arguments.raydiffusion_annotations, "vggt": arguments.vggt_annotations}
     options = SceneOptions(
@@ -181,6 +209,36 @@ def _co3d(arguments: argparse.Namespace) -> int:
     size = sum(shard.bytes for shard in catalogue.shards)
     what = f"{catalogue.frames:,} frames of {catalogue.sequences:,} sequences, {len(catalogue.categories)} categories"
     print(f"{arguments.out}: {what} in {len(catalogue.shards)} shards, {size / 1e6:,.1f} MB")
+    print(f"{bad_frame_counts(arguments.out)} ({arguments.out / 'bad_frames.txt'})")
+    return 0
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from restrike.data_prep.own_scenes import ReadOptions
+    from restrike.data_prep.own_set import OwnSetOptions, prepare_scenes
+    from restrike.data_prep.scene_set import bad_frame_counts
+
+    read = ReadOptions(
+        layout=arguments.layout,
+        images=arguments.images,
+        depth_unit=arguments.depth_unit,
+        scale=arguments.scale,
+        val_scenes=tuple(arguments.val_scenes),
+        val_every=arguments.val_every,
+    )
+    options = OwnSetOptions(
+        name=_plain_name(arguments.name),
+        category=_plain_name(arguments.category),
+        profile=arguments.profile,
+        read=read,
+        scenes_per_shard=arguments.scenes_per_shard,
+        workers=arguments.workers,
+        max_bad=arguments.max_bad,
+    )
+    catalogue = prepare_scenes(arguments.src, arguments.out, options)
+    size = sum(shard.bytes for shard in catalogue.shards)
+    what = f"{catalogue.frames:,} frames of {catalogue.sequences:,} scenes in {len(catalogue.shards)} shards"
+    print(f"{arguments.out}: {what}, {size / 1e6:,.1f} MB")
     print(f"{bad_frame_counts(arguments.out)} ({arguments.out / 'bad_frames.txt'})")
     return 0
 

@@ -25,8 +25,18 @@ from restrike.data.multiview_batches import (
     create_scene_eval_loader,
     create_scene_train_loader,
 )
+from restrike.data.multiview_filter import SceneFilter
+from restrike.data.multiview_frames import (
+    DrawnViews,
+    draw_every_scene,
+    find_frames,
+    frame_lists_of,
+    load_frame_lists,
+    load_frame_orders,
+    save_frame_lists,
+)
 from restrike.data.multiview_plan import DynamicShape, FixedShape, Order, PooledShape, ScenePlan
-from restrike.data.multiview_source import SceneFilter, SceneSource, open_scenes
+from restrike.data.multiview_source import Access, SceneSource, open_scenes
 from restrike.data.multiview_transforms import CUT3RViews, DiffusionSfMViews, VGGTViews
 from restrike.data.opener import Transfer
 from restrike.data.plan import EpochPlan, Position, nearest_position
@@ -49,6 +59,9 @@ class CO3DDataModule(ImageDataModule):
         val_shape: The same for every evaluation batch.
         val_transform: Without augmentation.
         val_sampler: null takes `sampler`.
+        val_frames: File with the frames to evaluate on, {category: {sequence: [frame numbers]}}, or a folder of
+            `<category>.json` with RelPose++'s orders. null draws them by `val_sampler` and `seed`, and writes
+            `val_frames.json` into the run folder.
         seed: Of order, views, shapes and augmentation.
         order: "permuted" deals every sample equally often; "independent" draws each anew (VGGT).
         epoch_length: Samples per epoch; null = as many as there are ("N @" in CUT3R's recipes).
@@ -63,6 +76,8 @@ class CO3DDataModule(ImageDataModule):
         worker_timeout_s: A worker that is silent for so long ends the run; 0 waits for ever.
         max_bad_samples: Unusable training scenes per epoch and rank that are logged and replaced before the run ends.
         max_bad_val_samples: The same in evaluation, where they are left out of the metrics; 0 = end at the first.
+        access: How to read remote shards: "cache" brings each whole to this node when first needed, "range" reads the
+            drawn frames alone, every time (one pass, evaluation, small disks).
         cache_dir: Where remote shards are kept on this node; null takes ~/.cache/restrike.
         cache_bytes: Bound of that folder, least recently used out first; 0 = none.
         fetch_attempts: Tries for each remote file.
@@ -80,6 +95,7 @@ class CO3DDataModule(ImageDataModule):
         val_shape: FixedShape,
         val_transform: VGGTViews | CUT3RViews | DiffusionSfMViews,
         val_sampler: RandomViews | WindowViews | None = None,
+        val_frames: str | None = None,
         seed: int = 0,
         order: Order = "permuted",
         epoch_length: int | None = None,
@@ -94,6 +110,7 @@ class CO3DDataModule(ImageDataModule):
         worker_timeout_s: float = 600.0,
         max_bad_samples: int = 20,
         max_bad_val_samples: int = 0,
+        access: Access = "cache",
         cache_dir: str | None = None,
         cache_bytes: int = 0,
         fetch_attempts: int = 6,
@@ -103,8 +120,8 @@ class CO3DDataModule(ImageDataModule):
             num_workers, prefetch_factor, persistent_workers, pin_memory, start_method, worker_timeout_s
         )
         super().__init__(val_shape.size[1], mean, std, workers)
-        self.data, self.seed, self.order = data, seed, order
-        self.sampler, self.val_sampler = sampler, val_sampler or sampler
+        self.data, self.seed, self.order, self.access = data, seed, order, access
+        self.sampler, self.val_sampler, self.val_frames = sampler, val_sampler or sampler, val_frames
         self.shape, self.val_shape = shape, val_shape
         self.transform, self.val_transform = transform, val_transform
         self.filters = {"train": filter, "val": val_filter}
@@ -121,6 +138,7 @@ class CO3DDataModule(ImageDataModule):
         )
         self.scene_counts: dict[str, int] = {}
         self._sources: dict[str, SceneSource] = {}
+        self._drawn: list[DrawnViews] = []
         self._train_loader: TrainLoader | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -131,7 +149,8 @@ class CO3DDataModule(ImageDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
             self._train_loader = self._restored = None
             self._source("train")
-        self._source("val")
+            self._check_length(self._source("train"))
+        self._drawn = self._frozen_views(self._source("val"))
 
     def train_dataloader(self) -> TrainLoader:
         """From the restored position, or where the last loader of this fit stopped, or this epoch's beginning."""
@@ -151,10 +170,8 @@ class CO3DDataModule(ImageDataModule):
 
     def val_dataloader(self) -> EvalLoader:
         """Each sequence once over all ranks; padding rows have valid=False."""
-        source = self._source("val")
-        items = SceneItems(source, RandomViews(), self.val_shape.views)
         batches = SceneEvalBatches(
-            source, items, self.val_sampler, self.val_shape, self.val_transform, self.seed, self.max_bad_val_samples
+            self._source("val"), self._drawn, self.val_shape, self.val_transform, self.seed, self.max_bad_val_samples
         )
         loader = create_scene_eval_loader(batches, self.workers, self.rank, self.world_size)
         self._loaders.add(loader)
@@ -188,7 +205,7 @@ class CO3DDataModule(ImageDataModule):
 
     def _source(self, split: str) -> SceneSource:
         if split not in self._sources:
-            source = open_scenes(self.data, self.cache, self.filters[split])
+            source = open_scenes(self.data, self.cache, self.filters[split], self.access)
             if len(source) == 0:
                 raise ValueError(
                     f"data.{'' if split == 'train' else 'val_'}filter leaves no sequence of {self.data}; loosen "
@@ -197,6 +214,27 @@ class CO3DDataModule(ImageDataModule):
             self.scene_counts[split] = len(source)
             self._sources[split] = source
         return self._sources[split]
+
+    def _check_length(self, source: SceneSource) -> None:
+        views = self.shape.max_views
+        if len(SceneItems(source, self.sampler, views)) == 0:
+            longest = max(len(rows) for rows in source.rows)
+            raise ValueError(
+                f"data.shape asks for {views} views, and the longest sequence has {longest} usable frames; lower "
+                "data.shape.init_args.views, or set allow_repeat in data.sampler"
+            )
+
+    def _frozen_views(self, source: SceneSource) -> list[DrawnViews]:
+        """Of the list that was given; else as the seed draws them, and then they are written down."""
+        views = self.val_shape.views
+        if self.val_frames is not None:
+            path = Path(self.val_frames).expanduser()
+            lists = load_frame_orders(path, source) if path.is_dir() else load_frame_lists(path)
+            return find_frames(source, lists, views, str(path))
+        drawn = draw_every_scene(source, self.val_sampler, views, self.seed)
+        if self.trainer and self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            save_frame_lists(Path(self.trainer.default_root_dir) / "val_frames.json", frame_lists_of(source, drawn))
+        return drawn
 
     def _first_position(self, plan: ScenePlan, source: SceneSource) -> Position:
         if self._train_loader is not None:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TINY_TREE = Path(__file__).parent / "data" / "co3d_tiny"
+
+
+def edit_annotations(tree: Path, change: Callable[[list[dict[str, Any]]], object], name: str = "frame") -> None:
+    """Change the frame (or sequence) annotations of the tree's apples."""
+    path = tree / "apple" / f"{name}_annotations.jgz"
+    entries = json.loads(gzip.decompress(path.read_bytes()))
+    change(entries)
+    path.write_bytes(gzip.compress(json.dumps(entries).encode()))
+
+
+def copy_set(data: Path, folder: Path) -> Path:
+    """A packed set, to be damaged."""
+    return Path(shutil.copytree(data, folder / "set", ignore=shutil.ignore_patterns(".prepare")))
+
+
+def repack(source: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> None:
+    """Copy a tar, each member's content changed, or (None) left out."""
+    with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+        for member in old:
+            file = old.extractfile(member)
+            assert file is not None
+            if (content := change(member.name, file.read())) is not None:
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture(scope="session")

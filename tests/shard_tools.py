@@ -126,20 +126,21 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.send_file()
 
     def send_file(self, announce_extra: int = 0, cut: int | None = None) -> None:
-        """The file, from the Range's start; `cut` bytes of it, or announced longer than it is."""
+        """The file, or the Range of it; `cut` bytes of that, or announced longer than it is."""
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
             return
         data = path.read_bytes()
         header = self.headers.get("Range")
-        start = int(header.removeprefix("bytes=").split("-")[0]) if header else 0
+        first, _, last = header.removeprefix("bytes=").partition("-") if header else ("0", "", "")
+        start, end = int(first), int(last) + 1 if last else len(data)
         self.send_response(206 if header else 200)
         if header:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start + announce_extra))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start + announce_extra))
         self.end_headers()
-        self.wfile.write(data[start : len(data) if cut is None else start + cut])
+        self.wfile.write(data[start : end if cut is None else start + cut])
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -10,9 +10,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -263,12 +265,21 @@ def _start_worker(worker: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """On Linux. A parent that is killed while its workers start would leave them waiting for ever."""
-    with suppress(OSError, AttributeError):
+    """A run that is killed would leave its workers, or those that are just starting, waiting for ever."""
+    with suppress(OSError, AttributeError):  # on Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before the kernel was asked
+    if parent is None:
+        return
+    if parent.pid != os.getppid():  # a fork server, which lives as long as its workers do
+        threading.Thread(target=_exit_after, args=(parent,), name="die-with-parent", daemon=True).start()
+    if not parent.is_alive():  # it died before the kernel was asked
         os._exit(1)
+
+
+def _exit_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _one_cv2_thread() -> None:

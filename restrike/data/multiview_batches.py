@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from restrike.data.batches import BadSample, LoadedBatch, Request, TrainBatches
 from restrike.data.cache import ShardCache
 from restrike.data.loader import EvalLoader, TrainLoader, WorkerOptions
+from restrike.data.multiview_frames import DrawnViews, draw_views
 from restrike.data.multiview_plan import BatchShape, FixedShape, ScenePlan
 from restrike.data.multiview_source import RawView, SceneSource
 from restrike.data.plan import START, EpochPlan, Position
@@ -23,7 +24,7 @@ from restrike.data.randomness import Purpose, device_seed, stream
 from restrike.data.samples import ImageBatch, MultiViewBatch, MultiViewSample
 from restrike.data.shards import ShardFile
 from restrike.data.source import BadSampleError
-from restrike.data.views import ViewSampler, replace_empty
+from restrike.data.views import ViewSampler
 
 
 class ViewTransform(Protocol):
@@ -51,44 +52,15 @@ class SceneItems:
         return len(self.scenes)
 
 
-class _Scenes:
-    """Draws, reads and transforms one scene."""
+class _TrainScenes:
+    """Items as what the loader asks for shards ahead of their use."""
 
-    def __init__(
-        self, source: SceneSource, items: SceneItems, sampler: ViewSampler, transform: ViewTransform, seed: int
-    ) -> None:
-        self._source, self.items, self.sampler, self.transform, self.seed = source, items, sampler, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.items)
+    def __init__(self, source: SceneSource, items: SceneItems) -> None:
+        self._source, self._items = source, items
 
     def will_read(self, items: np.ndarray) -> list[ShardFile]:
         """As the source's, of items."""
-        return self._source.will_read(np.unique(self.items.scenes[items]))
-
-    def key(self, item: int) -> str:
-        return self._source.key(int(self.items.scenes[item]))
-
-    def place(self, item: int) -> str:
-        return self._source.place(int(self.items.scenes[item]))
-
-    def sample(self, item: int, shape: BatchShape, *position: int) -> MultiViewSample:
-        """One item at a place in the run, which its randomness follows from.
-
-        Raises:
-            BadSampleError: a frame cannot be used.
-        """
-        scene, start = int(self.items.scenes[item]), int(self.items.starts[item])
-        random = stream(self.seed, Purpose.VIEWS, *position)
-        views = self.sampler.draw(len(self._source.rows[scene]), start, shape.views, random)
-        is_video = np.full(shape.views, views.is_video)
-        positions = views.positions
-        if self.sampler.replaces_empty:
-            positions, last = replace_empty(positions, self._source.has_depth[self._source.rows[scene]], random)
-            is_video[last:] = False
-        kept = slice(shape.kept_views)  # DiffusionSfM cuts after normalising by view 0: the same
-        raw = self._source.read(scene, positions[kept])
-        return self.transform(raw, shape.size, is_video[kept], random)
+        return self._source.will_read(np.unique(self._items.scenes[items]))
 
 
 class SceneTrainBatches(Dataset[LoadedBatch]):
@@ -113,7 +85,8 @@ class SceneTrainBatches(Dataset[LoadedBatch]):
         rank: int = 0,
         max_bad_samples: int = 0,
     ) -> None:
-        self.source = _Scenes(source, items, sampler, transform, plan.seed)
+        self.source, self._scenes = _TrainScenes(source, items), source
+        self.items, self.sampler, self.transform = items, sampler, transform
         self.plan, self.rank, self.max_bad_samples = plan, rank, max_bad_samples
 
     def __getitem__(self, request: Request) -> LoadedBatch:
@@ -123,36 +96,53 @@ class SceneTrainBatches(Dataset[LoadedBatch]):
         for row, item in enumerate(request.ids.tolist()):
             slot = self.rank * shape.scenes + row
             while len(bad) <= self.max_bad_samples:
+                scene = int(self.items.scenes[item])
                 try:
-                    samples.append(self.source.sample(item, shape, request.epoch, request.step, slot))
-                    keys.append(self.source.key(item))
+                    samples.append(self._sample(item, shape, request.epoch, request.step, slot))
+                    keys.append(self._scenes.key(scene))
                     break
                 except (BadSampleError, OSError) as error:
-                    bad.append(BadSample(self.source.key(item), self.source.place(item), str(error)))
-                    item = (item + 1) % len(self.source)
+                    bad.append(BadSample(self._scenes.key(scene), self._scenes.place(scene), str(error)))
+                    item = (item + 1) % len(self.items)
             else:
                 return LoadedBatch(request.epoch, None, bad)
         seed = device_seed(self.plan.seed, request.epoch, request.step, self.rank)
         valid = torch.ones(len(samples), dtype=torch.bool)
         return LoadedBatch(request.epoch, cast(ImageBatch, stack_scenes(samples, valid, keys, seed)), bad)
 
+    def _sample(self, item: int, shape: BatchShape, *position: int) -> MultiViewSample:
+        """One item at a place in the run, which its randomness follows from."""
+        random = stream(self.plan.seed, Purpose.VIEWS, *position)
+        scene, start = int(self.items.scenes[item]), int(self.items.starts[item])
+        drawn = draw_views(self._scenes, self.sampler, scene, start, shape.views, random)
+        kept = slice(shape.kept_views)  # DiffusionSfM cuts after normalising by view 0: the same
+        views = self._scenes.read(scene, drawn.positions[kept])
+        return self.transform(views, shape.size, drawn.is_video[kept], random)
+
 
 class SceneEvalBatches(Dataset[LoadedBatch]):
-    """Evaluation batches by request: each sequence once, the same views in every epoch; padding rows are masked."""
+    """Evaluation batches by request: each of the drawn scenes once; padding rows are masked.
+
+    Args:
+        source: sequences.
+        drawn: the scenes and their views.
+        shape: of every batch.
+        transform: of the views.
+        seed: of what the transform draws, if anything.
+        max_bad_samples: 0 = the first scene that cannot be used ends the run.
+    """
 
     def __init__(
         self,
         source: SceneSource,
-        items: SceneItems,
-        sampler: ViewSampler,
+        drawn: list[DrawnViews],
         shape: FixedShape,
         transform: ViewTransform,
         seed: int,
         max_bad_samples: int = 0,
     ) -> None:
-        self.source = _Scenes(source, items, sampler, transform, seed)
-        self.shape = BatchShape(shape.views, shape.size, shape.scenes, shape.views)
-        self.max_bad_samples = max_bad_samples
+        self.source, self._scenes, self.transform, self.seed = drawn, source, transform, seed
+        self.shape, self.max_bad_samples = shape, max_bad_samples
 
     def __getitem__(self, request: Request) -> LoadedBatch:
         bad: list[BadSample] = []
@@ -160,20 +150,25 @@ class SceneEvalBatches(Dataset[LoadedBatch]):
         keys = []
         for item in request.ids.tolist():
             rows.append(None)
-            keys.append(self.source.key(item) if item >= 0 else "")
+            keys.append(self._scenes.key(self.source[item].scene) if item >= 0 else "")
             if item < 0:
                 continue
             try:
-                rows[-1] = self.source.sample(item, self.shape, item)
+                rows[-1] = self._sample(item)
             except (BadSampleError, OSError) as error:
-                bad.append(BadSample(keys[-1], self.source.place(item), str(error)))
+                bad.append(BadSample(keys[-1], self._scenes.place(self.source[item].scene), str(error)))
                 if len(bad) > self.max_bad_samples:
                     return LoadedBatch(request.epoch, None, bad)
         # A rank without own sequences still needs the shape of a batch; its rows are masked.
-        filler = next((row for row in rows if row is not None), None) or self.source.sample(0, self.shape, 0)
+        filler = next((row for row in rows if row is not None), None) or self._sample(0)
         valid = torch.tensor([row is not None for row in rows])
         samples = [filler if row is None else row for row in rows]
         return LoadedBatch(request.epoch, cast(ImageBatch, stack_scenes(samples, valid, keys, 0)), bad)
+
+    def _sample(self, item: int) -> MultiViewSample:
+        scene, positions, is_video = self.source[item]
+        views = self._scenes.read(scene, positions)
+        return self.transform(views, self.shape.size, is_video, stream(self.seed, Purpose.VIEWS, scene))
 
 
 def stack_scenes(samples: list[MultiViewSample], valid: torch.Tensor, keys: list[str], seed: int) -> MultiViewBatch:

@@ -23,11 +23,13 @@ from restrike.data.index import SavedIndex, split_key
 from restrike.data.tar import TarError, TarMember, iter_members
 
 MULTIVIEW_FORMAT = "restrike-multiview-1"
+_UNKNOWN = [float("nan")] * 12  # a camera: JSON has no NaN
 
 
 class PackedFrame(msgspec.Struct, frozen=True):
-    """A frame of a shard. Sizes are (H, W); the camera is OpenCV's, its intrinsics (fx, fy, cx, cy) are in pixels of
-    the stored image with its corner at 0; box (left, top, right, bottom) of the foreground, all 0 where there is none.
+    """A frame of a shard. Sizes are (H, W); the camera is OpenCV's, [] where unknown; its intrinsics (fx, fy, cx, cy)
+    are in pixels of the stored image with its corner at 0; box (left, top, right, bottom) of the foreground, all 0
+    where there is none.
     """
 
     number: int
@@ -66,13 +68,14 @@ class SceneIndex(SavedIndex):
         numbers: int32 [m], frame_number.
         timestamps: float64 [m], seconds.
         original_sizes, sizes: int32 [m, 2], (H, W).
-        world_to_camera: float32 [m, 3, 4].
+        world_to_camera: float32 [m, 3, 4]; NaN where unknown.
         intrinsics: float32 [m, 4], fx, fy, cx, cy.
         boxes: int32 [m, 4].
         has_depth: bool [m].
         subset_names: bytes [s].
         subset_positions: int16 [s, m], place in the sequence's part of a list, -1 = not in it.
         offsets, lengths: int64 [m, 3], of depth, image and mask in the tar.
+        frame_crc32: uint32 [m], of a frame's bytes, from its depth's first to its mask's last.
         starts: int64 [n + 1]; crc32: uint32 [n], of bytes starts[i]:starts[i + 1].
         tar_bytes: length of the tar.
     """
@@ -96,11 +99,12 @@ class SceneIndex(SavedIndex):
     subset_positions: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
+    frame_crc32: np.ndarray
     starts: np.ndarray
     crc32: np.ndarray
 
     kind = "multi-view index"
-    version = 1
+    version = 2
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -164,8 +168,15 @@ def build_scene_index(shard: Path) -> SceneIndex:
         last = next(reversed(samples.values()))[-1]
         starts.append(-(-(last.offset + last.size) // 512) * 512)
         checks = [zlib.crc32(data[start:end]) for start, end in pairwise(starts)]
+        spans = frame_spans(*np.moveaxis(np.concatenate(places), 1, 0))
+        frame_checks = [zlib.crc32(data[begin:end]) for begin, end in spans.tolist()]
         size = len(data)
-    return _join(list(samples), about, np.concatenate(places), starts, checks, size)
+    return _join(list(samples), about, np.concatenate(places), frame_checks, starts, checks, size)
+
+
+def frame_spans(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """First and last + 1 byte of frames, int64 [..., 2]: depth, image and mask are adjacent, and so one read."""
+    return np.stack([offsets[..., 0], offsets[..., 2] + lengths[..., 2]], axis=-1)
 
 
 def _read_about(key: str, members: list[TarMember], data: mmap.mmap, shard: Path) -> PackedSequence:
@@ -192,7 +203,13 @@ def _places(key: str, about: PackedSequence, members: list[TarMember], shard: Pa
 
 
 def _join(
-    keys: list[str], about: list[PackedSequence], places: np.ndarray, starts: list[int], checks: list[int], size: int
+    keys: list[str],
+    about: list[PackedSequence],
+    places: np.ndarray,
+    frame_checks: list[int],
+    starts: list[int],
+    checks: list[int],
+    size: int,
 ) -> SceneIndex:
     frames = [frame for one in about for frame in one.frames]
     first = np.cumsum([0, *(len(one.frames) for one in about)])
@@ -213,7 +230,9 @@ def _join(
         timestamps=np.array([frame.timestamp for frame in frames], dtype=np.float64),
         original_sizes=np.array([frame.original_size for frame in frames], dtype=np.int32).reshape(-1, 2),
         sizes=np.array([frame.size for frame in frames], dtype=np.int32).reshape(-1, 2),
-        world_to_camera=np.array([frame.world_to_camera for frame in frames], dtype=np.float32).reshape(-1, 3, 4),
+        world_to_camera=np.array([frame.world_to_camera or _UNKNOWN for frame in frames], dtype=np.float32).reshape(
+            -1, 3, 4
+        ),
         intrinsics=np.array([frame.intrinsics for frame in frames], dtype=np.float32).reshape(-1, 4),
         boxes=np.array([frame.box for frame in frames], dtype=np.int32).reshape(-1, 4),
         has_depth=np.array([frame.has_depth for frame in frames], dtype=bool),
@@ -221,6 +240,7 @@ def _join(
         subset_positions=positions,
         offsets=places[:, 0],
         lengths=places[:, 1],
+        frame_crc32=np.array(frame_checks, dtype=np.uint32),
         starts=np.array(starts, dtype=np.int64),
         crc32=np.array(checks, dtype=np.uint32),
         tar_bytes=size,

@@ -1,20 +1,19 @@
 """Sequences of a multi-view set by number, after a filter, with reads of single frames.
 
-The filter decides everything that the packing left open: categories, set lists, quality, known bad sequences. So the
-families differ here, and share the shards.
+A frame is one read: of a local file, of a shard in this node's cache, or of a byte range of a remote shard.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import os
 import random as python_random
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,58 +23,16 @@ from restrike.data.decode import DecodeError, decode_rgb
 from restrike.data.depth_png import decode_depth, decode_mask_pair
 from restrike.data.files import sha256_lines
 from restrike.data.index import INDEX_SUFFIX
-from restrike.data.multiview_index import MultiViewCatalogue, SceneIndex, load_multiview_catalogue
-from restrike.data.opener import fetch, join, redact, scheme
+from restrike.data.multiview_filter import SceneFilter, check_filter, is_wanted, usable_frames
+from restrike.data.multiview_index import MultiViewCatalogue, SceneIndex, frame_spans, load_multiview_catalogue
+from restrike.data.opener import NoRangesError, fetch, join, read_range, redact, scheme
+from restrike.data.ranges import Piece, read_pieces
 from restrike.data.shards import ShardFile
 from restrike.data.source import BadSampleError
 
-UNSEEN = ("ball", "book", "couch", "frisbee", "hotdog", "kite", "remote", "sandwich", "skateboard", "suitcase")
-SEEN = (
-    "apple", "backpack", "banana", "baseballbat", "baseballglove", "bench", "bicycle", "bottle", "bowl",
-    "broccoli", "cake", "car", "carrot", "cellphone", "chair", "cup", "donut", "hairdryer", "handbag",
-    "hydrant", "keyboard", "laptop", "microwave", "motorcycle", "mouse", "orange", "parkingmeter", "pizza",
-    "plant", "stopsign", "teddybear", "toaster", "toilet", "toybus", "toyplane", "toytrain", "toytruck", "tv",
-    "umbrella", "vase", "wineglass",
-)  # fmt: skip
-# DiffusionSfM's release prints these and, whatever its name for the list says, trains on them.
-BAD_DEPTH = (
-    "411_55952_107659", "427_59915_115716", "435_61970_121848", "112_13265_22828", "110_13069_25642",
-    "165_18080_34378", "368_39891_78502", "391_47029_93665", "20_695_1450", "135_15556_31096", "417_57572_110680",
-)  # fmt: skip
-_GROUPS = {"seen": SEEN, "unseen": UNSEEN}
+_LOG = logging.getLogger(__name__)
+Access = Literal["cache", "range"]
 _MAX_OPEN_SHARDS = 128
-
-
-@dataclass(frozen=True)
-class SceneFilter:
-    """Which sequences and frames of a set to use.
-
-    Attributes:
-        categories: "seen", "unseen" (RayDiffusion's split), or names; () = all.
-        subsets: set lists as "<subset>/<part>", such as "fewview_dev/train" or "vggt/train"; a frame has to be in one
-            of them; () = all frames.
-        min_quality: viewpoint quality above this (0.5 everywhere but VGGT); None = any. Unknown quality fails.
-        min_frames: usable frames at least.
-        exclude: sequences by name.
-        exclude_bad_depth: DiffusionSfM's eleven.
-        max_translation: drop a sequence with a camera translation of a larger absolute value.
-        whole_cameras: drop a sequence that lost a frame to a bad camera.
-        require_foreground: leave out frames with an empty mask (RayDiffusion).
-        require_depth: leave out frames without any depth.
-        max_per_category: draw so many sequences of each (CUT3R: 50, seed 42 + the category's number); None = all.
-    """
-
-    categories: tuple[str, ...] = ()
-    subsets: tuple[str, ...] = ()
-    min_quality: float | None = 0.5
-    min_frames: int = 1
-    exclude: tuple[str, ...] = ()
-    exclude_bad_depth: bool = False
-    max_translation: float = 1e5
-    whole_cameras: bool = True
-    require_foreground: bool = False
-    require_depth: bool = True
-    max_per_category: int | None = None
 
 
 class RawView(NamedTuple):
@@ -97,6 +54,8 @@ class SceneSource:
         files, indices: the shards, in order.
         cache: brings remote shards here.
         filter: which sequences and frames.
+        access: how to read remote shards: "cache" brings each whole to this node when first needed, "range" reads the
+            frames that are drawn, every time.
 
     Attributes:
         rows: of every sequence, its usable frames (numbers over the whole set), in time order.
@@ -106,23 +65,30 @@ class SceneSource:
     """
 
     def __init__(
-        self, files: Sequence[ShardFile], indices: Sequence[SceneIndex], cache: ShardCache, filter: SceneFilter
+        self,
+        files: Sequence[ShardFile],
+        indices: Sequence[SceneIndex],
+        cache: ShardCache,
+        filter: SceneFilter,
+        access: Access = "cache",
     ) -> None:
-        self.files, self._cache, self.filter = list(files), cache, filter
+        self.files, self._cache, self.filter, self.access = list(files), cache, filter, access
         self._first_row = np.cumsum([0, *(len(index.numbers) for index in indices)])
         join_rows = {
             name: np.concatenate([getattr(index, name) for index in indices])
-            for name in ("numbers", "intrinsics", "world_to_camera", "offsets", "lengths", "sizes", "has_depth")
-        }
+            for name in ("numbers", "intrinsics", "world_to_camera", "offsets", "lengths", "sizes", "has_depth",
+                         "frame_crc32")
+        }  # fmt: skip
         self.numbers, self._intrinsics, self._cameras = (
             join_rows["numbers"], join_rows["intrinsics"], join_rows["world_to_camera"],
         )  # fmt: skip
         self._offsets, self._lengths, self._sizes = join_rows["offsets"], join_rows["lengths"], join_rows["sizes"]
+        self._spans, self._crc32 = frame_spans(self._offsets, self._lengths), join_rows["frame_crc32"]
         self.has_depth = join_rows["has_depth"]
         self.rows: list[np.ndarray] = []
         self.categories: list[str] = []
         self.sequences: list[str] = []
-        _check_filter(indices, filter)
+        check_filter(indices, filter)
         for shard, index in enumerate(indices):
             self._select(index, int(self._first_row[shard]))
         self._limit_per_category()
@@ -139,18 +105,27 @@ class SceneSource:
     def place(self, scene: int) -> str:
         return f"shard {redact(self.files[self._shard(int(self.rows[scene][0]))].location)}"
 
+    def cameras(self, scene: int) -> np.ndarray:
+        """world_to_camera of all usable frames, float32 [frames, 3, 4]."""
+        return self._cameras[self.rows[scene]]
+
     def will_read(self, scenes: np.ndarray) -> list[ShardFile]:
-        """The remote files that hold these scenes."""
+        """The remote files that hold these scenes, and that are read whole."""
+        if self.access == "range":
+            return []
         shards = sorted({self._shard(int(self.rows[scene][0])) for scene in scenes.tolist()})
         return [self.files[shard] for shard in shards if scheme(self.files[shard].location) != "file"]
 
     def read(self, scene: int, positions: np.ndarray) -> list[RawView]:
-        """Decode frames of a scene, each one read of adjacent members.
+        """Decode frames of a scene, each one read of adjacent members; one that is drawn twice is decoded once.
 
         Raises:
-            BadSampleError: a frame cannot be read or decoded; says which and why.
+            BadSampleError: a frame cannot be read or decoded, or has other bytes than were packed; says which and why.
         """
-        return [self._read_frame(int(self.rows[scene][position])) for position in positions.tolist()]
+        rows = self.rows[scene][positions].tolist()
+        distinct = list(dict.fromkeys(rows))
+        views = dict(zip(distinct, map(self._decode, distinct, self._bytes(distinct)), strict=True))
+        return [views[row] for row in rows]
 
     def close(self) -> None:
         """Close open shards; they open again on demand."""
@@ -165,11 +140,11 @@ class SceneSource:
         return {**self.__dict__, "_open": OrderedDict()}  # descriptors stay with their process
 
     def _select(self, index: SceneIndex, offset: int) -> None:
-        keep = _usable_frames(index, self.filter)
+        keep = usable_frames(index, self.filter)
         for number in range(len(index)):
             rows = np.arange(index.first[number], index.first[number + 1])
             rows = rows[keep[rows]]
-            if len(rows) >= max(1, self.filter.min_frames) and _is_wanted(index, number, self.filter):
+            if len(rows) >= max(1, self.filter.min_frames) and is_wanted(index, number, self.filter):
                 self.rows.append(offset + rows)
                 self.categories.append(bytes(index.categories[number]).decode())
                 self.sequences.append(bytes(index.sequences[number]).decode())
@@ -190,30 +165,49 @@ class SceneSource:
     def _shard(self, row: int) -> int:
         return int(np.searchsorted(self._first_row, row, side="right")) - 1
 
-    def _read_frame(self, row: int) -> RawView:
-        begin, end = int(self._offsets[row, 0]), int(self._offsets[row, 2] + self._lengths[row, 2])
-        data = self._pread(row, end - begin, begin)
+    def _bytes(self, rows: list[int]) -> list[bytes]:
+        """Of frames of one shard, checked."""
+        file = self.files[self._shard(rows[0])]
+        if self.access == "range" and scheme(file.location) != "file":
+            spans = [(*self._spans[row].tolist(), int(self._crc32[row])) for row in rows]
+            pieces = [Piece._make(span) for span in spans]
+            try:
+                return read_pieces(file.location, pieces, self._cache.transfer, file.bytes)
+            except OSError as error:
+                raise BadSampleError(f"frames cannot be read: {error}") from error
+        return [self._pread(row) for row in rows]
+
+    def _decode(self, row: int, data: bytes) -> RawView:
+        begin = int(self._spans[row, 0])
         parts = [data[o - begin : o - begin + n] for o, n in zip(self._offsets[row], self._lengths[row], strict=True)]
         try:
             image, depth = decode_rgb(parts[1]), decode_depth(parts[0])
             foreground, depth_mask = decode_mask_pair(parts[2])
         except DecodeError as error:
-            raise BadSampleError(f"frame {self.numbers[row]}: {error}") from error
+            raise BadSampleError(f"{self._name(row)}: {error}") from error
         if not image.shape[:2] == depth.shape == foreground.shape == tuple(self._sizes[row]):
-            raise BadSampleError(f"frame {self.numbers[row]}: image, depth and masks are not of one size")
+            raise BadSampleError(f"{self._name(row)}: image, depth and masks are not of one size")
         fx, fy, cx, cy = self._intrinsics[row].tolist()
         intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
         return RawView(image, depth, depth_mask, foreground, intrinsics, self._cameras[row], int(self.numbers[row]))
 
-    def _pread(self, row: int, size: int, offset: int) -> bytes:
-        shard = self._shard(row)
+    def _pread(self, row: int) -> bytes:
+        begin, end = self._spans[row].tolist()
         try:
-            data = os.pread(self._descriptor(shard), size, offset)
+            data = os.pread(self._descriptor(self._shard(row)), end - begin, begin)
         except OSError as error:
             raise BadSampleError(f"the shard cannot be read: {error}") from error
-        if len(data) < size:
-            raise BadSampleError(f"the shard is truncated: {len(data)} of {size} bytes of frame {self.numbers[row]}")
+        if len(data) < end - begin:
+            raise BadSampleError(f"the shard is truncated: {len(data)} of {end - begin} bytes of {self._name(row)}")
+        if zlib.crc32(data) != self._crc32[row]:
+            raise BadSampleError(
+                f"{self._name(row)}: damaged: its bytes are not those that were packed (CRC differs); "
+                "prepare or fetch this shard again"
+            )
         return data
+
+    def _name(self, row: int) -> str:
+        return f"frame {self.numbers[row]}"
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._open:
@@ -225,27 +219,36 @@ class SceneSource:
         return self._open[shard]
 
 
-def open_scenes(data: str, cache: ShardCache, filter: SceneFilter) -> SceneSource:
+def open_scenes(data: str, cache: ShardCache, filter: SceneFilter, access: Access = "cache") -> SceneSource:
     """A prepared multi-view set (folder or URL), filtered.
+
+    A server that sends whole files only is told of in the log, and its shards are cached.
 
     Raises:
         ValueError: no such set, a damaged catalogue or index, a truncated shard; each with its mend.
     """
     catalogue = read_multiview_catalogue(data, cache)
     files = [ShardFile(join(data, s.name), s.bytes, s.sha256, s.index_sha256) for s in catalogue.shards]
-    indices = []
-    for file in files:
-        location = re.sub(r"\.tar(?=$|\?|#)", INDEX_SUFFIX, file.location)
-        is_local = scheme(file.location) == "file"
-        path = Path(location) if is_local else cache.path(location, None, file.index_sha256)
-        if is_local:
-            tar = Path(file.location)
-            size = tar.stat().st_size if tar.is_file() else -1
-            if size != file.bytes:
-                came = "is missing" if size < 0 else f"has {size} bytes, its catalogue says {file.bytes}"
-                raise ValueError(f"shard {tar} {came}; prepare or fetch this shard again")
-        indices.append(SceneIndex.load(path))
-    return SceneSource(files, indices, cache, filter)
+    indices = [_load_index(file, cache) for file in files]
+    if access == "range" and scheme(data) != "file" and files:
+        try:
+            read_range(files[0].location, 0, 1, cache.transfer, files[0].bytes)
+        except NoRangesError as error:
+            _LOG.warning('data.access: range: %s; whole shards are cached instead, as by "cache"', error)
+            access = "cache"
+    return SceneSource(files, indices, cache, filter, access)
+
+
+def _load_index(file: ShardFile, cache: ShardCache) -> SceneIndex:
+    location = re.sub(r"\.tar(?=$|\?|#)", INDEX_SUFFIX, file.location)
+    if scheme(file.location) != "file":
+        return SceneIndex.load(cache.path(location, None, file.index_sha256))
+    tar = Path(file.location)
+    size = tar.stat().st_size if tar.is_file() else -1
+    if size != file.bytes:
+        came = "is missing" if size < 0 else f"has {size} bytes, its catalogue says {file.bytes}"
+        raise ValueError(f"shard {tar} {came}; prepare or fetch this shard again")
+    return SceneIndex.load(Path(location))
 
 
 def read_multiview_catalogue(data: str, cache: ShardCache) -> MultiViewCatalogue:
@@ -264,46 +267,3 @@ def read_multiview_catalogue(data: str, cache: ShardCache) -> MultiViewCatalogue
         return load_multiview_catalogue(path.read_bytes(), redact(location))
     finally:
         path.unlink(missing_ok=True)
-
-
-def _check_filter(indices: Sequence[SceneIndex], filter: SceneFilter) -> None:
-    """A name that the whole set does not know is a mistake, and not an empty choice."""
-    known = {bytes(name).decode() for index in indices for name in index.subset_names}
-    if unknown := [name for name in filter.subsets if name not in known]:
-        raise ValueError(
-            f"data filter: the set has no subset '{unknown[0]}'; it has {', '.join(sorted(known)) or 'none'}"
-        )
-    present = {bytes(name).decode() for index in indices for name in index.categories}
-    names = [name for name in filter.categories if name not in _GROUPS]
-    if unknown := [name for name in names if name not in present]:
-        raise ValueError(f"data filter: the set has no category '{unknown[0]}'; it has {', '.join(sorted(present))}")
-
-
-def _usable_frames(index: SceneIndex, filter: SceneFilter) -> np.ndarray:
-    """bool [m]."""
-    keep = np.ones(len(index.numbers), dtype=bool)
-    if filter.subsets:
-        names = [bytes(name).decode() for name in index.subset_names]
-        rows = [names.index(name) for name in filter.subsets if name in names]
-        keep &= (index.subset_positions[rows] >= 0).any(0)
-    if filter.require_foreground:
-        keep &= index.boxes[:, 2] > index.boxes[:, 0]
-    if filter.require_depth:
-        keep &= index.has_depth
-    return keep
-
-
-def _is_wanted(index: SceneIndex, number: int, filter: SceneFilter) -> bool:
-    category, sequence = bytes(index.categories[number]).decode(), bytes(index.sequences[number]).decode()
-    wanted = {name for entry in filter.categories for name in _GROUPS.get(entry, (entry,))}
-    quality = float(index.quality[number])
-    if wanted and category not in wanted:
-        return False
-    if sequence in filter.exclude or (filter.exclude_bad_depth and sequence in BAD_DEPTH):
-        return False
-    if filter.min_quality is not None and (math.isnan(quality) or quality <= filter.min_quality):
-        return False
-    if filter.whole_cameras and index.bad_cameras[number]:
-        return False
-    rows = slice(index.first[number], index.first[number + 1])
-    return bool(np.abs(index.world_to_camera[rows, :, 3]).max(initial=0) <= filter.max_translation)

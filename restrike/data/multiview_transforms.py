@@ -11,14 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from restrike.data.color_jitter import ColorJitter
+from restrike.data.multiview_pixels import (
+    cut,
+    drop_farthest,
+    fill_holes,
+    resize_nearest,
+    resize_picture,
+    sample_nearest,
+)
 from restrike.data.multiview_source import RawView
 from restrike.data.samples import MultiViewSample
 from restrike.data.source import BadSampleError
@@ -79,34 +85,18 @@ def _crop(frame: Frame, box: CropBox) -> Frame:
     )
 
 
-def _resize(frame: Frame, size: tuple[int, int], intrinsics: Tensor) -> Frame:
+def _resize_crop(frame: Frame, size: tuple[int, int], box: CropBox, intrinsics: Tensor) -> Frame:
+    """A box of the frame resized to (H, W); `intrinsics` are the result's."""
+    zoom = frame.zoom * frame.size[1] / size[1]
     return frame._replace(
-        image=resize_picture(frame.image, size),
-        depth=cv2.resize(frame.depth, size[::-1], interpolation=cv2.INTER_NEAREST),
-        foreground=cv2.resize(frame.foreground, size[::-1], interpolation=cv2.INTER_NEAREST),
+        image=resize_picture(frame.image, size, box),
+        depth=resize_nearest(frame.depth, size, box),
+        foreground=resize_nearest(frame.foreground, size, box),
         intrinsics=intrinsics,
-        zoom=frame.zoom * frame.size[1] / size[1],
+        left=frame.left + box.left * zoom,
+        top=frame.top + box.top * zoom,
+        zoom=zoom,
     )
-
-
-def cut(pixels: np.ndarray, box: CropBox) -> np.ndarray:
-    """A box of an array [H, W, ...]; what lies outside is 0."""
-    top, left = max(0, -box.top), max(0, -box.left)
-    part = pixels[max(0, box.top) : max(0, box.top + box.height), max(0, box.left) : max(0, box.left + box.width)]
-    if part.shape[:2] == (box.height, box.width):
-        return part
-    padded = np.zeros((box.height, box.width, *pixels.shape[2:]), dtype=pixels.dtype)
-    padded[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return padded
-
-
-def resize_picture(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] to (H, W): Lanczos where it shrinks, bicubic where it grows (Pillow, as both releases)."""
-    if image.shape[:2] == size:
-        return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    kind = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], kind))
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,8 @@ class VGGTViews:
         """One frame to (H, W) = `target`."""
         factors = np.minimum(random.uniform(*self.scale, 2), 1.0) if self.is_training else np.ones(2)
         height, width = (int(x) for x in np.array(frame.size) * factors)
-        frame = _crop(frame, principal_point_crop(frame.size, _principal_point(frame), (height, width), strict=False))
+        box = principal_point_crop(frame.size, _principal_point(frame.intrinsics), (height, width), strict=False)
+        frame = _crop(frame, box)
         is_turned = False
         if self.landscape_check and frame.size[0] > 1.25 * frame.size[1] and target[0] != target[1]:
             is_turned = float(random.random()) > 0.5
@@ -160,14 +151,10 @@ class VGGTViews:
             target = target[::-1]
         extra = float(random.triangular(0, 0, self.max_extra)) * max(target) if self.is_training else 0.0
         resized, scale = covering_size(frame.size, target, 4 + extra)
-        frame = _resize(frame, resized, resize_intrinsics(frame.intrinsics, scale, scale, OPENCV_PIXEL_CENTER))
-        frame = _crop(frame, principal_point_crop(frame.size, _principal_point(frame), target, strict=True))
+        intrinsics = resize_intrinsics(frame.intrinsics, scale, scale, OPENCV_PIXEL_CENTER)
+        box = principal_point_crop(resized, _principal_point(intrinsics), target, strict=True)
+        frame = _resize_crop(frame, resized, box, crop_intrinsics(intrinsics, box.left, box.top))
         return _turn(frame, float(random.random()) > 0.5) if is_turned else frame
-
-
-def drop_farthest(depth: np.ndarray, percentile: float) -> np.ndarray:
-    """Depth [H, W] with 0 above its percentile; zeros count. One infinite pixel does not matter here."""
-    return depth if percentile >= 100 else np.where(depth > np.percentile(depth, percentile), 0, depth)
 
 
 def _turn(frame: Frame, clockwise: bool) -> Frame:
@@ -219,13 +206,12 @@ class CUT3RViews:
         depth = np.where(view.foreground > 0.1 * 255, view.depth, 0) if is_object_only else view.depth
         frame = _frame(view, depth.astype(np.float32), self.exact_pixels)
         try:
-            frame = _crop(frame, symmetric_crop(frame.size, _principal_point(frame)))
+            frame = _crop(frame, symmetric_crop(frame.size, _principal_point(frame.intrinsics)))
         except ValueError as error:
             raise BadSampleError(f"frame {view.number}: {error}") from error
         extra = int(random.integers(0, self.aug_crop)) if self.is_training and self.aug_crop > 1 else 0
         plan = covering_crop(frame.size, frame.intrinsics, target, extra, OPENCV_PIXEL_CENTER)
-        frame = _crop(_resize(frame, plan.resized, frame.intrinsics), plan.box)
-        return frame._replace(intrinsics=plan.intrinsics)
+        return _resize_crop(frame, plan.resized, plan.box, plan.intrinsics)
 
 
 @dataclass(frozen=True)
@@ -253,8 +239,8 @@ class DiffusionSfMViews:
             box = self.box(view.image.shape[:2], random)
             image = torch.from_numpy(np.ascontiguousarray(cut(view.image, box))).permute(2, 0, 1)[None].float() / 255
             images.append(F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[0])
-            depth = resize_nearest(cut(view.depth, box), self.depth_size)
-            foreground = resize_nearest(cut(view.foreground, box), self.depth_size)
+            depth = sample_nearest(view.depth, self.depth_size, box)
+            foreground = sample_nearest(view.foreground, self.depth_size, box)
             valid = np.isfinite(depth) & (depth > 0)
             depths.append(fill_holes(depth, valid) if self.fill_holes else np.where(valid, depth, -1))
             valids.append(valid)
@@ -283,40 +269,8 @@ class DiffusionSfMViews:
         return CropBox(int(box[0]), int(box[1]), int(box[2] - box[0]), int(box[3] - box[1]))
 
 
-def resize_nearest(pixels: np.ndarray, side: int) -> np.ndarray:
-    """A square array to `side` pixels a side, each taken at its pixel's centre ("nearest-exact")."""
-    rows, columns = (
-        np.minimum(((np.arange(side) + 0.5) * length / side).astype(int), length - 1) for length in pixels.shape
-    )
-    return pixels[rows][:, columns]
-
-
-def fill_holes(depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Depth [P, Q] where every hole took the value of the nearest valid pixel; -1 everywhere if there is none.
-
-    The exact feature transform, separably: the nearest valid row of each column, then the best column.
-    """
-    if not valid.any():
-        return np.full_like(depth, -1)
-    height, width = depth.shape
-    row = np.arange(height)[:, None]
-    far = 4 * (height + width)
-    above = np.maximum.accumulate(np.where(valid, row, -far), axis=0)
-    below = np.minimum.accumulate(np.where(valid, row, far)[::-1], axis=0)[::-1]
-    nearest = np.where(row - above <= below - row, above, below)
-    squared = (nearest - row) ** 2
-    columns = (np.arange(width)[:, None] - np.arange(width)[None]) ** 2  # [to, from]
-    holes = np.flatnonzero((~valid).any(1))
-    filled = depth.copy()
-    for y in holes.tolist():
-        best = (columns + squared[y][None]).argmin(1)
-        empty = ~valid[y]
-        filled[y, empty] = depth[nearest[y, best[empty]], best[empty]]
-    return filled
-
-
-def _principal_point(frame: Frame) -> tuple[float, float]:
-    return float(frame.intrinsics[0, 2]), float(frame.intrinsics[1, 2])
+def _principal_point(intrinsics: Tensor) -> tuple[float, float]:
+    return float(intrinsics[0, 2]), float(intrinsics[1, 2])
 
 
 def _stack_images(frames: list[Frame]) -> Tensor:

@@ -111,7 +111,13 @@ class EpochPlan:
 
 def _sort_within(group: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Indices that sort by group, and at random within one. One draw per element: stable across numpy versions."""
-    return np.lexsort((random.random(len(group)), group))
+    draws = random.random(len(group))
+    by_draw = np.argsort(draws)  # five times as fast as a stable sort, and the same where no two draws are equal
+    ordered = draws[by_draw]
+    if (ordered[1:] == ordered[:-1]).any():
+        by_draw = np.argsort(draws, kind="stable")
+    small = group.astype(np.uint16) if len(group) and group.max() < 1 << 16 else group  # numpy has a radix sort for it
+    return by_draw[np.argsort(small[by_draw], kind="stable")]
 
 
 def evaluation_ids(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:

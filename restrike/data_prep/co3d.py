@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from restrike.data.catalogue import CATALOGUE_NAME
-from restrike.data.files import write_atomically
 from restrike.data.multiview_index import MultiViewCatalogue
 from restrike.data_prep.co3d_annotations import read_sequences
-from restrike.data_prep.co3d_shard import (
-    SEQUENCES_PER_SHARD,
-    SHORT_SIDES,
-    SceneShardJob,
-    SceneShardRecord,
-    write_scene_shard,
-)
-from restrike.data_prep.co3d_tree import FrameProblem, list_categories, read_category
+from restrike.data_prep.co3d_shard import SEQUENCES_PER_SHARD, SceneShardJob, write_scene_shard
+from restrike.data_prep.co3d_tree import list_categories, read_category
 from restrike.data_prep.errors import PrepareError
-from restrike.data_prep.jobs import run_jobs
 from restrike.data_prep.pack import only_one, tidy
 from restrike.data_prep.progress import Progress
+from restrike.data_prep.scene_set import check_space, run_scene_jobs, write_report
+from restrike.data_prep.scene_shard import SHORT_SIDES
 from restrike.data_prep.shard_writer import WORK_FOLDER
 
-REPORT_NAME = "bad_frames.txt"
 _SAMPLED_FRAMES = 64
 
 
@@ -70,11 +60,11 @@ def prepare_co3d(src: Path, out: Path, options: SceneOptions, progress: Progress
         tidy(out, [job.target for job in jobs])
         _forecast(src, out, jobs, options)
         progress = progress or Progress(sum(len(job.sequences) for job in jobs), "sequences")
-        records = _run(out, jobs, options, progress)
+        records = run_scene_jobs(out, write_scene_shard, jobs, options.workers, options.max_bad, progress)
         entries = [records[job].entry for job in jobs]
         shards = [entry for entry in entries if entry is not None]
         left_out = [problem for job in jobs for problem in records[job].left_out]
-        _write_report(out, [records[job] for job in jobs], is_whole=True)
+        write_report(out, [records[job] for job in jobs], is_whole=True)
         frames = sum(record.frames for record in records.values())
         sequences = sum(shard.samples for shard in shards)
         catalogue = MultiViewCatalogue(
@@ -137,49 +127,4 @@ def _forecast(src: Path, out: Path, jobs: list[SceneShardJob], options: SceneOpt
         return
     per_sequence = total / len(sample) * len(frames) / len(category.sequences)
     needed = per_sequence * sum(len(job.sequences) for job in todo)
-    free = shutil.disk_usage(out).free
-    text = f"about {needed / 1e9:.2f} GB to write (profile {options.profile}), {free / 1e9:.1f} GB free"
-    if free < needed:
-        raise PrepareError(f"--out: {out}: {text}; make room, choose another disk or a smaller --profile")
-    print(text, file=sys.stderr)
-
-
-def _run(
-    out: Path, jobs: list[SceneShardJob], options: SceneOptions, progress: Progress
-) -> dict[SceneShardJob, SceneShardRecord]:
-    records: dict[SceneShardJob, SceneShardRecord] = {}
-    for job, (record, kept) in run_jobs(write_scene_shard, jobs, options.workers):
-        records[job] = record
-        progress.add(len(job.sequences), kept=kept)
-        left_out = [problem for one in records.values() for problem in one.left_out]
-        if len(left_out) > options.max_bad:
-            _write_report(out, records.values(), is_whole=False)
-            raise PrepareError(
-                f"{len(left_out)} frames cannot be used, --max-bad allows {options.max_bad}; first: {left_out[0]} "
-                f"(all so far: {out / REPORT_NAME}). Fetch them again, or raise --max-bad"
-            )
-    return records
-
-
-def _write_report(out: Path, records: Iterable[SceneShardRecord], is_whole: bool) -> None:
-    records = list(records)
-    frames, redacted = (sum(getattr(record, name) for record in records) for name in ("frames", "redacted"))
-    left_out = sorted(problem for record in records for problem in record.left_out)
-    without = sorted(problem for record in records for problem in record.without_depth)
-    end = "" if is_whole else "; preparation stopped"
-    lines = [
-        f"# {frames} frames packed; {len(left_out)} left out, {len(without)} kept without depth, {redacted} redacted "
-        f"by the data set{end}",
-        *_lines("left out", left_out),
-        *_lines("without depth", without),
-    ]
-    write_atomically(out / REPORT_NAME, ("\n".join(lines) + "\n").encode())
-
-
-def _lines(kind: str, problems: list[FrameProblem]) -> list[str]:
-    return [f"{kind}\t{problem}" for problem in problems]
-
-
-def bad_frame_counts(out: Path) -> str:
-    """The first line of the report of a set."""
-    return (out / REPORT_NAME).read_text().splitlines()[0].removeprefix("# ")
+    check_space(out, needed, options.profile)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,22 +23,12 @@ from restrike.data_prep.co3d_annotations import (
     read_sequences,
 )
 from restrike.data_prep.errors import PrepareError
+from restrike.data_prep.scene_shard import FrameProblem
 from restrike.geometry import PyTorch3DCameras, from_pytorch3d
 
 _FORMATS: tuple[Literal["ndc_isotropic", "ndc_norm_image_bounds"], ...] = ("ndc_isotropic", "ndc_norm_image_bounds")
 _ROTATION_TOLERANCE = 1e-2  # of RᵀR and det R, as DiffusionSfM's loader judges sequences
 _SetList = dict[str, list[tuple[str, int, str]]]
-
-
-class FrameProblem(NamedTuple):
-    """A frame that cannot be used, and why."""
-
-    sequence: str
-    frame_number: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"sequence '{self.sequence}', frame {self.frame_number}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +172,8 @@ def _read_sequence(annotation: SequenceAnnotation, frames: list[FrameAnnotation]
         if reason is None:
             usable.append(frame)
         else:
-            problems.append(FrameProblem(annotation.sequence_name, frame.frame_number, reason))
+            where = f"{annotation.category}/frame_annotations.jgz"
+            problems.append(FrameProblem(annotation.sequence_name, frame.frame_number, f"{where}: {reason}"))
     viewpoints = [frame.viewpoint for frame in usable if frame.viewpoint is not None]
     cameras = cameras_of(viewpoints, [frame.image.size for frame in usable])
     return Sequence(annotation, usable, *cameras, problems, redacted, bad_cameras)

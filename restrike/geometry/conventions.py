@@ -52,6 +52,7 @@ def full_precision(function: Callable[P, T]) -> Callable[P, T]:
 
 def _no_autocast(arguments: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
     kind = next((x.device.type for x in arguments if isinstance(x, Tensor)), "cpu")
+    kind = "cpu" if kind == "meta" else kind  # where `restrike.plan` keeps the state of the autocast that it imitates
     if not torch.amp.is_autocast_available(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)

@@ -80,9 +80,21 @@ def unproject_depth(
     Returns:
         [..., H, W, 3]; the camera's centre where depth is 0, so mask by `depth > 0`.
     """
+    check_trailing("intrinsics", intrinsics, 3, 3)
     height, width = depth.shape[-2:]
-    grid = pixel_grid(height, width, pixel_center, depth.device, depth.dtype)
-    return unproject(grid, depth, intrinsics, camera_to_world)
+    u, v = (torch.arange(side, device=depth.device, dtype=depth.dtype) + pixel_center for side in (width, height))
+    x = (u - intrinsics[..., 0, 2, None]) / intrinsics[..., 0, 0, None]
+    y = (v - intrinsics[..., 1, 2, None]) / intrinsics[..., 1, 1, None]
+    if camera_to_world is None:
+        axes = torch.eye(3, device=depth.device, dtype=depth.dtype)
+    else:
+        check_trailing("camera_to_world", camera_to_world, 3, 4)
+        axes = camera_to_world[..., :3]
+    # A ray is a sum over columns and rows: three passes over the pixels instead of the ten of `unproject`.
+    across = axes[..., None, :, 0] * x[..., None]
+    down = axes[..., None, :, 1] * y[..., None] + axes[..., None, :, 2]
+    points = (down[..., :, None, :] + across[..., None, :, :]) * depth[..., None]
+    return points if camera_to_world is None else points + camera_to_world[..., None, None, :, 3]
 
 
 @full_precision

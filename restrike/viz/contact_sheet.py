@@ -11,7 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-_RIGHT, _WRONG, _INK, _PAPER = (34, 139, 84), (200, 48, 44), (30, 30, 30), (255, 255, 255)
+_RIGHT, _WRONG, _UNKNOWN = (34, 139, 84), (200, 48, 44), (70, 90, 130)
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _FRAME, _GAP, _LINE = 3, 6, 13
 
 
@@ -20,13 +21,14 @@ class Prediction(NamedTuple):
 
     image: Tensor
     key: str
-    truth: str
+    truth: str | None  # None where nobody knows
     predicted: str
     confidence: float
 
 
 def contact_sheet(predictions: Sequence[Prediction], columns: int | None = None, tile: int = 128) -> Image.Image:
-    """Draw the predictions row by row: a green frame where they are right, a red one with the true class where not.
+    """Draw the predictions row by row: a green frame where they are right, a red one with the true class where not,
+    a blue one where the truth is not known.
 
     Args:
         predictions: At least one.
@@ -46,13 +48,13 @@ def contact_sheet(predictions: Sequence[Prediction], columns: int | None = None,
         left = _GAP + (index % columns) * width
         top = _GAP + (index // columns) * height
         is_right = prediction.predicted == prediction.truth
-        colour = _RIGHT if is_right else _WRONG
+        colour = _UNKNOWN if prediction.truth is None else _RIGHT if is_right else _WRONG
         side = tile + 2 * _FRAME
         draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
         sheet.paste(_tile(prediction.image, tile), (left + _FRAME, top + _FRAME))
         lines = (
             (f"{prediction.predicted}: {100 * prediction.confidence:.0f} %", colour),
-            ("" if is_right else f"is {prediction.truth}", _INK),
+            ("" if is_right or prediction.truth is None else f"is {prediction.truth}", _INK),
             (prediction.key, _INK),
         )
         for number, (text, ink) in enumerate(lines):

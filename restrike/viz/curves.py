@@ -36,11 +36,11 @@ def join_metrics(parts: Sequence[Path]) -> dict[str, Curve]:
 
 
 def plot_curves(metrics: Path | Sequence[Path], out: Path) -> Path:
-    """Draw loss, accuracy and learning rate over optimiser steps, side by side, from CSVs into a PNG.
+    """Draw losses, accuracies and learning rate over optimiser steps, side by side, from CSVs into a PNG.
 
     Args:
         metrics: As `read_metrics` or, for several files in order, `join_metrics` takes it; names that hold "loss",
-            "top1", "top5" or begin with "lr" are drawn.
+            "top1", "top5", "auc@30", "abs_rel" or begin with "lr" are drawn.
         out: The picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
@@ -50,6 +50,8 @@ def plot_curves(metrics: Path | Sequence[Path], out: Path) -> Path:
     panels = {
         "loss": [name for name in curves if "loss" in name],
         "accuracy": [name for name in curves if "top1" in name or "top5" in name],
+        "poses: AUC@30": [name for name in curves if "auc@30" in name and "invariant" not in name],
+        "depth: AbsRel": [name for name in curves if "abs_rel" in name],
         "learning rate": _distinct([name for name in sorted(curves) if name.startswith("lr")], curves),
     }
     panels = {title: names for title, names in panels.items() if names}

@@ -221,10 +221,12 @@ def test_evaluation_does_not_depend_on_workers():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux asks the kernel for it")
-def test_workers_of_a_killed_process_do_not_outlive_it():
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_workers_of_a_killed_process_do_not_outlive_it(start_method):
     program = (
         "import time, torch; from torch.utils.data import DataLoader; from restrike.data.loader import _start_worker\n"
-        "loader = iter(DataLoader(range(10**6), num_workers=2, worker_init_fn=_start_worker))\n"
+        f"options = dict(worker_init_fn=_start_worker, multiprocessing_context={start_method!r})\n"
+        "loader = iter(DataLoader(range(10**6), num_workers=2, **options))\n"
         "next(loader); print(*[worker.pid for worker in loader._workers], flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:

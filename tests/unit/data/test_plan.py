@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restrike.data.plan import EpochPlan, Position, evaluation_ids, nearest_position
+from restrike.data.plan import EpochPlan, Position, _sort_within, evaluation_ids, nearest_position
 
 CONFIGURATIONS = st.tuples(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),  # shard sizes, often fewer shards than ranks or lanes
@@ -125,3 +126,18 @@ def test_another_global_batch_goes_on_at_the_nearest_step():
     assert nearest_position(5 * 10, 3, plan) == Position(3, 6)
     assert nearest_position(98, 3, plan) == Position(4, 0)
     assert nearest_position(0, 3, plan) == Position(3, 0)
+
+
+class _Draws:
+    """In place of a generator: draws with many ties."""
+
+    def random(self, size):
+        return np.random.default_rng(0).integers(0, 4, size) / 4
+
+
+@pytest.mark.parametrize("random", [np.random.default_rng(0), _Draws()], ids=["usual", "ties"])
+@pytest.mark.parametrize("groups", [5, 70_000])
+def test_sorting_within_groups_is_a_stable_sort_by_group_and_draw(random, groups):
+    group = np.random.default_rng(1).integers(0, groups, 100_000)
+    draws = copy.deepcopy(random).random(len(group))
+    assert np.array_equal(_sort_within(group, random), np.lexsort((draws, group)))

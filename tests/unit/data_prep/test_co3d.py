@@ -18,11 +18,12 @@ from multiview_sets import TINY_TREE
 from restrike.data.decode import decode_rgb
 from restrike.data.depth_png import decode_depth, decode_mask, decode_mask_pair
 from restrike.data.multiview_index import PackedSequence, SceneIndex, load_multiview_catalogue
-from restrike.data_prep.co3d import SceneOptions, bad_frame_counts, prepare_co3d
-from restrike.data_prep.co3d_shard import foreground_box, stored_size
+from restrike.data_prep.co3d import SceneOptions, prepare_co3d
 from restrike.data_prep.co3d_tree import read_category
 from restrike.data_prep.co3d_verify import verify_multiview
 from restrike.data_prep.errors import PrepareError
+from restrike.data_prep.scene_set import bad_frame_counts
+from restrike.data_prep.scene_shard import foreground_box, stored_size
 
 OPTIONS = SceneOptions(sequences_per_shard=2)
 

@@ -6,7 +6,8 @@ import pytest
 
 from cli.prepare import main
 from restrike.data.cache import ShardCache
-from restrike.data.multiview_source import SceneFilter, open_scenes
+from restrike.data.multiview_filter import SceneFilter
+from restrike.data.multiview_source import open_scenes
 
 
 def test_a_toy_tree_becomes_a_verified_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

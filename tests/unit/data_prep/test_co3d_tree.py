@@ -1,7 +1,6 @@
 """The reader of the genuine CO3D tree, on a tree of 22 frames with every trap of the real one."""
 
 import gzip
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from multiview_sets import TINY_TREE, edit_annotations
 from restrike import geometry as g
 from restrike.data.decode import DecodeError
 from restrike.data_prep.co3d_annotations import Viewpoint
@@ -17,20 +17,11 @@ from restrike.data_prep.co3d_tree import Category, Sequence, cameras_of, list_ca
 from restrike.data_prep.errors import PrepareError
 from restrike.data_prep.toy import ToyOptions, prepare_toy
 
-TINY = Path(__file__).parents[2] / "data" / "co3d_tiny"
-
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    shutil.copytree(TINY, tmp_path / "co3d")
+    shutil.copytree(TINY_TREE, tmp_path / "co3d")
     return tmp_path / "co3d"
-
-
-def edit_frames(tree: Path, change) -> None:
-    path = tree / "apple" / "frame_annotations.jgz"
-    frames = json.loads(gzip.decompress(path.read_bytes()))
-    change(frames)
-    path.write_bytes(gzip.compress(json.dumps(frames).encode()))
 
 
 def only_problem(tree: Path) -> str:
@@ -55,8 +46,8 @@ def agreement(root: Path, sequence: Sequence, first: int, second: int) -> float:
 
 
 def test_the_tiny_tree_reads_whole() -> None:
-    assert list_categories(TINY) == ["apple", "ball"]
-    category = read_category(TINY, "apple")
+    assert list_categories(TINY_TREE) == ["apple", "ball"]
+    category = read_category(TINY_TREE, "apple")
     assert {name: len(s.frames) for name, s in category.sequences.items()} == {
         "110_10000_20000": 6, "110_10001_20001": 4, "110_10002_20002": 6,
     }  # fmt: skip
@@ -70,13 +61,13 @@ def test_the_tiny_tree_reads_whole() -> None:
 
 @pytest.mark.parametrize("name", ["apple", "ball"])
 def test_depth_of_one_view_agrees_with_that_of_the_next(name: str) -> None:
-    for sequence in read_category(TINY, name).sequences.values():
-        assert agreement(TINY, sequence, 0, 1) < 0.01
+    for sequence in read_category(TINY_TREE, name).sequences.values():
+        assert agreement(TINY_TREE, sequence, 0, 1) < 0.01
 
 
 def test_files_of_a_frame_come_decoded_with_unknown_depth_at_zero() -> None:
-    frame = read_category(TINY, "apple").sequences["110_10000_20000"].frames[1]
-    files = read_frame(TINY, frame)
+    frame = read_category(TINY_TREE, "apple").sequences["110_10000_20000"].frames[1]
+    files = read_frame(TINY_TREE, frame)
     assert files.image.shape == (128, 96, 3) and files.depth.dtype == np.float32
     assert files.depth[0, 0] == 0, "the infinite pixel"
     assert (files.depth[files.depth_mask] > 0).all() and (files.depth == 0).any()
@@ -84,17 +75,17 @@ def test_files_of_a_frame_come_decoded_with_unknown_depth_at_zero() -> None:
 
 
 def test_point_cloud_lies_on_the_depth_maps() -> None:
-    points, colors = read_point_cloud(TINY / "apple" / "110_10000_20000" / "pointcloud.ply")
+    points, colors = read_point_cloud(TINY_TREE / "apple" / "110_10000_20000" / "pointcloud.ply")
     assert points.shape == (360, 3) and colors is not None and colors.dtype == np.uint8
-    sequence = read_category(TINY, "apple").sequences["110_10000_20000"]
+    sequence = read_category(TINY_TREE, "apple").sequences["110_10000_20000"]
     seen = g.transform_points(torch.from_numpy(sequence.world_to_camera[0]), torch.from_numpy(points).double())
-    depth = read_frame(TINY, sequence.frames[0]).depth
+    depth = read_frame(TINY_TREE, sequence.frames[0]).depth
     assert 0.5 * depth[depth > 0].min() < float(seen[:, 2].median()) < 1.5 * depth.max()
 
 
 @pytest.mark.parametrize("kind", ["ndc_isotropic", "ndc_norm_image_bounds"])
 def test_cameras_round_trip_through_both_ndc_formats(kind: str) -> None:
-    sequence = read_category(TINY, "apple").sequences["110_10001_20001"]
+    sequence = read_category(TINY_TREE, "apple").sequences["110_10001_20001"]
     cameras, intrinsics = torch.from_numpy(sequence.world_to_camera), torch.from_numpy(sequence.intrinsics)
     sizes = [frame.image.size for frame in sequence.frames]
     back = g.to_pytorch3d(cameras, intrinsics, torch.tensor(sizes), kind)  # type: ignore[arg-type]
@@ -110,7 +101,7 @@ def test_unknown_keys_are_ignored_and_redacted_frames_counted(tree: Path) -> Non
         frames[0]["new_key"] = {"x": 1}
         frames[1]["viewpoint"] = frames[1]["depth"] = frames[1]["mask"] = None
 
-    edit_frames(tree, change)
+    edit_annotations(tree, change)
     sequence = read_category(tree, "apple").sequences["110_10000_20000"]
     assert len(sequence.frames) == 5 and sequence.redacted == 1 and not sequence.problems
 
@@ -128,7 +119,7 @@ def test_unknown_keys_are_ignored_and_redacted_frames_counted(tree: Path) -> Non
     ],
 )
 def test_bad_camera_is_named_and_left_out(tree: Path, key: str, value: object, said: str) -> None:
-    edit_frames(tree, lambda frames: frames[2]["viewpoint"].update({key: value}))
+    edit_annotations(tree, lambda frames: frames[2]["viewpoint"].update({key: value}))
     message = only_problem(tree)
     assert said in message and "sequence '110_10000_20000', frame 2" in message
     sequence = read_category(tree, "apple").sequences["110_10000_20000"]
@@ -136,12 +127,12 @@ def test_bad_camera_is_named_and_left_out(tree: Path, key: str, value: object, s
 
 
 def test_duplicate_frame_is_named_and_the_first_kept(tree: Path) -> None:
-    edit_frames(tree, lambda frames: frames.append(frames[3]))
-    assert "frame 3: this frame_number comes twice" in only_problem(tree)
+    edit_annotations(tree, lambda frames: frames.append(frames[3]))
+    assert "frame 3: apple/frame_annotations.jgz: this frame_number comes twice" in only_problem(tree)
 
 
 def test_frame_of_an_unknown_sequence_is_an_orphan(tree: Path) -> None:
-    edit_frames(tree, lambda frames: frames[0].update(sequence_name="lost"))
+    edit_annotations(tree, lambda frames: frames[0].update(sequence_name="lost"))
     category: Category = read_category(tree, "apple")
     assert [problem.sequence for problem in category.orphans] == ["lost"]
 
@@ -173,7 +164,7 @@ def test_damaged_file_of_a_frame_is_named(tree: Path, kind: str, damage: str) ->
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "a/../../b"])
 def test_paths_that_leave_the_tree_are_refused(name: str) -> None:
     with pytest.raises(DecodeError, match="leads out"):
-        read_inside(TINY, name)
+        read_inside(TINY_TREE, name)
 
 
 def test_toy_tree_is_read_by_the_same_reader_and_its_views_agree(tmp_path: Path) -> None:

@@ -9,67 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from datamodules import CO3DDataModule
+from multiview_modules import FAMILIES, batches_of, datamodule, same
+from multiview_sets import copy_set
 from restrike.data.batches import TooManyBadSamplesError
-from restrike.data.color_jitter import ColorJitter
+from restrike.data.multiview_filter import SceneFilter
 from restrike.data.multiview_index import SceneIndex
-from restrike.data.multiview_plan import DynamicShape, FixedShape, PooledShape
-from restrike.data.multiview_source import SceneFilter
-from restrike.data.multiview_transforms import CUT3RViews, DiffusionSfMViews, VGGTViews
+from restrike.data.multiview_plan import FixedShape
 from restrike.data.samples import MultiViewBatch
-from restrike.data.views import RandomViews, WindowViews
-
-FAMILIES = ("diffusionsfm", "cut3r", "vggt")
-
-
-def datamodule(family: str, data: Path, **changes: Any) -> CO3DDataModule:
-    jitter = ColorJitter(prob=0.9, gray_prob=0.05, same_prob=0.7)
-    parts: dict[str, dict[str, Any]] = {
-        "diffusionsfm": {
-            "sampler": RandomViews(),
-            "shape": FixedShape(4, (28, 28), 2, min_views=2),
-            "transform": DiffusionSfMViews(depth_size=7),
-            "val_transform": DiffusionSfMViews(is_training=False, depth_size=7),
-        },
-        "cut3r": {
-            "sampler": WindowViews(),
-            "shape": PooledShape(4, ((32, 32), (24, 32)), 2, vary_views=True),
-            "transform": CUT3RViews(jitter=ColorJitter(as_uint8=True)),
-            "val_transform": CUT3RViews(is_training=False),
-            "epoch_length": 20,
-        },
-        "vggt": {
-            "sampler": RandomViews(repeat=True),
-            "shape": DynamicShape(6, 28, max_img_per_gpu=8),
-            "transform": VGGTViews(jitter=jitter),
-            "val_transform": VGGTViews(is_training=False),
-            "order": "independent",
-            "steps_per_epoch": 6,
-        },
-    }
-    common: dict[str, Any] = {
-        "val_shape": FixedShape(3, (28, 28), 3),
-        "filter": SceneFilter(subsets=("fewview_dev/train",), min_quality=None),
-        "val_filter": SceneFilter(subsets=("fewview_dev/test",), min_quality=None),
-        "num_workers": 0,
-        "seed": 5,
-    }
-    return CO3DDataModule(str(data), **{**common, **parts[family], **changes})
-
-
-def batches_of(module: CO3DDataModule, count: int) -> list[MultiViewBatch]:
-    module.setup("fit")
-    loader = module.train_dataloader()
-    found: list[Any] = []
-    while len(found) < count:
-        # the range first: zip would take one batch too many from the loader
-        found += [batch for _, batch in zip(range(count - len(found)), loader, strict=False)]
-    loader.close()
-    return found
-
-
-def same(one: MultiViewBatch, two: MultiViewBatch) -> bool:
-    pairs = list(zip(one, two, strict=True))
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,22 +87,20 @@ def test_validation_sees_each_sequence_once(toy_set: Path, family: str, world: i
 
 
 def test_a_damaged_scene_is_replaced_counted_and_bounded(toy_set: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(toy_set, tmp_path / "set", ignore=shutil.ignore_patterns(".prepare"))
-    tar = sorted((tmp_path / "set").glob("*apple-0000.tar"))[0]
+    data = copy_set(toy_set, tmp_path)
+    tar = sorted(data.glob("*apple-0000.tar"))[0]
     index = SceneIndex.load(tar.with_suffix(".idx"))
     with open(tar, "r+b") as file:
         for offset in index.offsets[index.first[1] : index.first[2], 0].tolist():
             file.seek(offset)
             file.write(bytes(16))
-    module = datamodule("diffusionsfm", tmp_path / "set", max_bad_samples=3)
+    module = datamodule("diffusionsfm", data, max_bad_samples=3)
     found = batches_of(module, 6)
     bad = bytes(index.keys[1]).decode().replace("-", "/", 1)
     assert all(bad not in batch.keys and batch.images.shape[0] == 2 for batch in found)
     assert module.bad_samples == 1
     with pytest.raises(TooManyBadSamplesError, match=bad):
-        batches_of(datamodule("diffusionsfm", tmp_path / "set", max_bad_samples=0), 6)
+        batches_of(datamodule("diffusionsfm", data, max_bad_samples=0), 6)
 
 
 def test_filters_that_leave_nothing_are_told_before_training(toy_set: Path) -> None:
