@@ -84,7 +84,7 @@ class LogPredictions(Callback):
         on_device = rows.to(batch.images.device)
         probabilities = outputs["logits"][on_device].float().softmax(dim=1)
         confidence, predicted = probabilities.max(dim=1)
-        images = _to_uint8(batch.images[on_device], trainer.datamodule)
+        images = to_uint8(batch.images[on_device], trainer.datamodule)
         names = trainer.datamodule.class_names
         for row, image, truth, guess, sure in zip(
             rows.tolist(),
@@ -108,7 +108,7 @@ class LogPredictions(Callback):
                 logger.log_image(f"predictions/{name.partition('_')[0]}", [str(path)], step=trainer.global_step)
 
 
-def _to_uint8(images: Tensor, datamodule: Any) -> Tensor:
+def to_uint8(images: Tensor, datamodule: Any) -> Tensor:
     """Undo the normalisation: uint8 [N, 3, H, W] on the CPU."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (datamodule.mean, datamodule.std))
     pixels = (images.float().cpu() * std + mean) * 255

@@ -32,6 +32,12 @@ class ScalesLearningRate(Protocol):
     lr_factor: float
 
 
+class TakesRateFactors(Protocol):
+    """A module whose `configure_optimizers` reads, by glob over parameter names, factors on the learning rate."""
+
+    lr_factor_globs: dict[str, float]
+
+
 class HasBatchSize(Protocol):
     """A datamodule with a batch size of its own."""
 
@@ -44,6 +50,19 @@ class ShowsImages(Protocol):
     class_names: list[str]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+class HasEvaluationSet(Protocol):
+    """A datamodule of one test set: `classes`, `label_sets`, `paths`, `sha256`, `description`; see `EvaluationSet`."""
+
+    evaluation_set: Any
+    protocol: str
+
+
+class CountsAccuracy(Protocol):
+    """A module whose evaluation updates `metrics["test"]` (and val, each with _ema) with logits, targets, valid."""
+
+    metrics: Any
 
 
 def require(owner: Any, protocol: type, callback: str) -> None:

@@ -11,7 +11,10 @@ from restrike.metrics import majority_class_accuracy
 
 
 class Report(Callback):
-    """At the end of a test prints a table, and writes `report.md` and `report.json` into the run folder."""
+    """At the end of a test prints a table, and writes `report.md` and `report.json` into the run folder.
+
+    Where the frames of an evaluation are frozen in a file (`data.val_frames`), its hash stands beside the numbers.
+    """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank 0 writes what all ranks have summed."""
@@ -23,9 +26,14 @@ class Report(Callback):
             metrics["test/top1_majority_class"] = majority_class_accuracy(counts)
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
-        record = {"step": trainer.global_step, "images": sum(counts) if counts else None, **metrics}
+        tested = Path(str(trainer.ckpt_path)).name if trainer.ckpt_path else None
+        record = {"checkpoint": tested, "images": sum(counts) if counts else None, **metrics}
+        is_classifier = any(name.startswith("test/top1") for name in metrics)
+        table = result_table(metrics) if is_classifier else metric_table(metrics)
+        if frames := frozen_frames(getattr(trainer.datamodule, "val_frames", None) or root / "val_frames.json"):
+            record["frames"] = frames
+            table += f"\n\nframes: {frames}"
         (root / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        table = result_table(metrics)
         (root / "report.md").write_text(table + "\n", encoding="utf-8")
         print(f"\n{table}\n")
 
@@ -45,6 +53,36 @@ def result_table(metrics: dict[str, float]) -> str:
             cell.rjust(width, "-" if index == 1 else " ") for cell, width in zip(row[1:], widths[1:], strict=True)
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def frozen_frames(path: str | Path) -> str | None:
+    """Name and hash of a list of frames; None where there is no such file."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return None
+    from restrike.data.multiview_frames import frame_lists_hash, load_frame_lists
+
+    return f"{path.name}, sha256 {frame_lists_hash(load_frame_lists(path))}"
+
+
+WEIGHTS = {"": "raw", "_ema": "EMA", "_untrained": "untrained", "_trivial": "trivial"}
+
+
+def metric_table(metrics: dict[str, float]) -> str:
+    """A Markdown table with a row for each metric of a test, and a column for each kind of weights and baseline."""
+    cells: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        plain = name.removeprefix("test/")
+        suffix = next((s for s in WEIGHTS if s and plain.endswith(s)), "")
+        cells.setdefault(plain.removesuffix(suffix), {})[suffix] = value
+    used = [suffix for suffix in WEIGHTS if any(suffix in row for row in cells.values())]
+    width = max(map(len, cells), default=0)
+    lines = [f"| {'metric':<{width}} |" + "".join(f" {WEIGHTS[s]:>9} |" for s in used)]
+    lines.append(f"| {'-' * width} |" + f" {'-' * 8}: |" * len(used))
+    for name, row in cells.items():
+        numbers = (f" {row[s]:9.4f} |" if s in row else f" {'':9} |" for s in used)
+        lines.append(f"| {name:<{width}} |" + "".join(numbers))
     return "\n".join(lines)
 
 

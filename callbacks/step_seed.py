@@ -25,4 +25,8 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the generators of the CPU and of the device; neither waits for the device."""
         sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        seed = int(sequence.generate_state(1, np.uint64)[0])
+        if pl_module.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the same stream, without a look at every kind of accelerator
+        else:
+            torch.manual_seed(seed)

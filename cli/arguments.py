@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cli.errors import UserError
+from cli.guides import translate_diffusionsfm
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -98,4 +99,7 @@ def split(argv: list[str]) -> Arguments:
             result.overrides.append(token)
         else:
             raise UserError(f"'{token}' is neither an option (--model.lr 0.004) nor an override (model=fastervit_4)")
+    if recipe := next((name for name in result.configs if "diffusionsfm" in name), None):
+        result.overrides, options = translate_diffusionsfm(result.overrides, recipe)
+        result.options += options
     return result

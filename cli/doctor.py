@@ -16,13 +16,16 @@ from lightning.pytorch.cli import instantiate_class
 from cli import registry
 from cli.arguments import Arguments, split
 from cli.compose import compose_all
+from cli.draw import build_data, draw, take_options
 from cli.errors import UserError
-from cli.loggers import saved_wandb_id, settle_loggers, wandb_loggers, wandb_mode
+from cli.loggers import drop_missing_loggers, saved_wandb_id, settle_loggers, wandb_loggers, wandb_mode
 from cli.main import CLI
 from cli.run_folder import CHECKPOINTS, resolve_checkpoint, saved_config
 from cli.topology import Topology, launch_traps, resolve_topology
 from restrike.checkpoints.atomic import newest_valid
 from restrike.data.catalogue import CATALOGUE_NAME, load_catalogue
+from restrike.data.multiview_index import load_multiview_catalogue
+from restrike.data_prep.co3d_verify import is_multiview_set
 
 Level = Literal["ok", "warning", "problem"]
 _SIGNS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
@@ -56,22 +59,24 @@ class _Parsed(CLI):
         """Nothing is run."""
 
 
-def _build(spec: Any) -> Any:
+def build(spec: Any) -> Any:
     """The object that a `class_path` / `init_args` mapping describes, and those inside it."""
     plain = spec.as_dict() if hasattr(spec, "as_dict") else spec
     if isinstance(plain, dict) and "class_path" in plain:
-        arguments = {name: _build(value) for name, value in (plain.get("init_args") or {}).items()}
+        arguments = {name: build(value) for name, value in (plain.get("init_args") or {}).items()}
         return instantiate_class((), {"class_path": plain["class_path"], "init_args": arguments})
     return plain
 
 
 def _data(config: Any, topology: Topology) -> Iterator[Finding]:
     try:
-        data = _build(config.data)
+        data = build_data(config.data.as_dict())
         data.setup("fit")
     except (ValueError, OSError) as error:
         yield Finding("problem", "data", str(error))
         return
+    for split_name, scenes in getattr(data, "scene_counts", {}).items():
+        yield Finding("ok", "data", f"{split_name}: {scenes:,} scenes")
     counts = getattr(data, "class_counts", {})
     for split_name, per_class in counts.items():
         yield Finding("ok", "data", f"{split_name}: {sum(per_class):,} images of {len(per_class):,} classes")
@@ -92,19 +97,21 @@ def _shards(config: Any, topology: Topology) -> Iterator[Finding]:
     if not file.is_file() or not isinstance(topology.devices, int):
         return
     try:
-        splits = load_catalogue(file).splits
+        if is_multiview_set(file.parent):
+            scenes = load_multiview_catalogue(file.read_bytes(), str(file)).shards
+            splits = {"train": scenes}  # which scenes are for training, the recipe's filter decides
+        else:
+            splits = {name: split.shards for name, split in load_catalogue(file).splits.items()}
     except ValueError as error:
         yield Finding("problem", "shards", str(error))
         return
     readers = topology.devices * topology.num_nodes * max(1, arguments.get("num_workers") or 0)
-    missing = [
-        shard.name for split in splits.values() for shard in split.shards if not (file.parent / shard.name).exists()
-    ]
+    missing = [shard.name for shards in splits.values() for shard in shards if not (file.parent / shard.name).exists()]
     if missing:
         yield Finding(
             "problem", "shards", f"{len(missing)} of the catalogue are not in {file.parent}, first {missing[0]}"
         )
-    shards = len(splits["train"].shards) if "train" in splits else 0
+    shards = len(splits.get("train", ()))
     few = " (fewer than workers: each image is still read once, several workers read from one shard)"
     yield Finding("ok", "shards", f"{shards} of training for {readers} workers{few if shards < readers else ''}")
 
@@ -148,7 +155,7 @@ def _model(config: Any, _: Topology) -> Iterator[Finding]:
     try:
         with torch.device("meta"):
             spec = {"class_path": config.model.class_path, "init_args": arguments | {"pretrained": None}}
-            parameters = sum(p.numel() for p in _build(spec).parameters() if p.requires_grad)
+            parameters = sum(p.numel() for p in build(spec).parameters() if p.requires_grad)
     except (ValueError, TypeError) as error:
         yield Finding("problem", "model", str(error))
         return
@@ -192,8 +199,8 @@ CHECKS: tuple[Callable[[Any, Topology], Iterator[Finding]], ...] = (
 )  # fmt: skip
 
 
-def examine(arguments: Arguments) -> list[Finding]:
-    """Every finding about one fit line.
+def parse(arguments: Arguments) -> Any:
+    """The config of one fit line.
 
     Raises:
         UserError: the line itself is wrong, as `fit` would say.
@@ -201,7 +208,12 @@ def examine(arguments: Arguments) -> list[Finding]:
     registry.configure(arguments.allowed)
     composed = compose_all(arguments.configs, arguments.overrides)
     registry.check(composed.config, arguments.allowed)
-    config = _Parsed(arguments, composed).config.fit
+    drop_missing_loggers(arguments, composed)
+    return _Parsed(arguments, composed).config.fit
+
+
+def examine(config: Any) -> list[Finding]:
+    """Every finding about a config."""
     topology = resolve_topology(config.trainer.devices, config.trainer.num_nodes, os.environ)
     return [finding for check in CHECKS for finding in check(config, topology)]
 
@@ -209,14 +221,20 @@ def examine(arguments: Arguments) -> list[Finding]:
 def main(argv: list[str]) -> int:
     """Print the report; 1 if there is a problem."""
     if any(token in ("-h", "--help") for token in argv):
-        print("usage: python -m cli doctor --config conf/….yaml [what you would give to fit]\n\n" + (__doc__ or ""))
+        print("usage: python -m cli doctor --config conf/….yaml [what you would give to fit] [--draw DIR]\n")
+        print((__doc__ or "") + "\n\n--draw DIR [--draw_samples N]: multi-view samples as pictures and as a 3-D page")
         return 0
+    drawing, argv = take_options(argv)
     arguments = split(["fit", *argv])
     if not arguments.configs:
         raise UserError("doctor needs the line that you would give to fit: --config conf/….yaml …")
-    findings = examine(arguments)
+    config = parse(arguments)
+    findings = examine(config)
     for finding in findings:
         print(f"{_SIGNS[finding.level]}  {finding.subject}: {finding.text}")
     problems = sum(finding.level == "problem" for finding in findings)
     print(f"{problems} problem(s), {sum(f.level == 'warning' for f in findings)} warning(s)")
+    if drawing is not None:
+        *pictures, page = draw(config.data.as_dict(), drawing)
+        print(f"{len(pictures)} pictures in {drawing.folder}; to turn and zoom: {page}")
     return 1 if problems else 0

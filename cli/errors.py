@@ -110,3 +110,17 @@ def shorten(message: str) -> str:
     )
     lines = [line for line in text.splitlines() if line.strip() and not re.search(_NOISE, line)]
     return "\n".join(line if len(line) <= 400 else f"{line[:400]} …" for line in lines)
+
+
+def explain_weights(message: str) -> str | None:
+    """torch's page about a state dict that does not fit, as one sentence; None for any other message."""
+    if not message.startswith("Error(s) in loading state_dict"):
+        return None
+    parts = []
+    for title, text in (("Missing key(s)", "it lacks"), ("Unexpected key(s)", "the model lacks")):
+        if found := re.search(rf"{re.escape(title)} in state_dict: (.*)", message):
+            names = re.findall(r'"([^"]+)"', found.group(1))
+            parts.append(f"{text} {len(names)} weights, the first '{names[0]}'")
+    if found := re.search(r"size mismatch for ([^:]+): (.*)", message):
+        parts.append(f"'{found.group(1)}' has another shape")
+    return f"--ckpt_path is of another model than the config's: {'; '.join(parts)}. Take the config of its own run"

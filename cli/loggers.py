@@ -1,4 +1,4 @@
-"""Settles before the start what W&B would only find out in the middle of it, and what it may know."""
+"""Settles before the start what W&B and TensorBoard would only find out in the middle of it, and what W&B may know."""
 
 from __future__ import annotations
 
@@ -12,18 +12,68 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from cli.arguments import Arguments
+from cli.compose import PACKAGED_CONF, Composed, read_yaml
+
 WANDB_ID = "wandb_id.txt"  # in the run folder: the W&B run that it belongs to
 
 
+# logger → packages of which one is enough
+_NEEDS = {"WandbLogger": ("wandb",), "TensorBoardLogger": ("tensorboard", "tensorboardX")}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # sys.modules says that it is not there
+        return False
+
+
+def drop_missing_loggers(arguments: Arguments, composed: Composed) -> None:
+    """Take out loggers that are not installed, with their options, before anything judges those; one line says so.
+
+    In W&B's place comes TensorBoard, where that is installed. The table goes on in any case.
+    """
+    loggers = composed.config.get("logger") or {}
+    for name, logger in list(loggers.items()):
+        kind = str((logger or {}).get("class_path", "")).rpartition(".")[2]
+        if kind not in _NEEDS or any(map(is_installed, _NEEDS[kind])):
+            continue
+        del loggers[name]
+        arguments.options[:] = _without(arguments.options, f"--logger.{name}")
+        goes_on = "the table (metrics.csv) goes on alone"
+        if kind == "WandbLogger" and any(map(is_installed, _NEEDS["TensorBoardLogger"])):
+            content = read_yaml(PACKAGED_CONF / "logger" / "tensorboard.yaml")
+            loggers.setdefault("tensorboard", content["tensorboard"])
+            goes_on = "TensorBoard and the table (metrics.csv) take over"
+        missing = " and ".join(_NEEDS[kind])
+        rank_zero_info(f"logger.{name}: {missing} not installed (pip install {_NEEDS[kind][0]}): {goes_on}")
+
+
+def _without(options: list[str], prefix: str) -> list[str]:
+    """Options without `PREFIX…`, and without the values that are tokens of their own."""
+    kept: list[str] = []
+    tokens = iter(options)
+    for token in tokens:
+        name, equals, _ = token.partition("=")
+        if name == prefix or name.startswith(f"{prefix}."):
+            if not equals:
+                next(tokens, None)
+        else:
+            kept.append(token)
+    return kept
+
+
 def settle_loggers(config: Any) -> None:
-    """Drop a W&B logger that is not installed, put one without a login offline, each with one line; give it its run id.
+    """Put a W&B logger without a login offline, with one line, and give it its run id.
 
     A run folder is one W&B run: whatever goes on in the folder (a resumed fit, a test) goes on in that run, unless
     `id` says otherwise.
     """
     for name, logger in wandb_loggers(config):
-        if importlib.util.find_spec("wandb") is None:
-            rank_zero_info(f"logger.{name}: wandb is not installed, the CSV log goes on alone")
+        if not is_installed("wandb"):  # one that the command line alone has named
+            rank_zero_info(f"logger.{name}: wandb not installed (pip install wandb): it is left out")
             config["logger"][name] = None
             continue
         arguments = logger["init_args"]  # of the logger, and of wandb.init

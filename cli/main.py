@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from callbacks import AtomicCheckpointIO
 from cli import registry
 from cli.arguments import Arguments, split
 from cli.compose import Composed, compose_all
-from cli.errors import EXIT_USER_ERROR, UserError, explain, shorten
-from cli.loggers import settle_loggers
-from cli.run_folder import RunFolder, refuse_another_run, resolve_checkpoint
-from cli.topology import Topology, resolve_topology
+from cli.errors import EXIT_USER_ERROR, UserError, explain, explain_weights, shorten
+from cli.loggers import drop_missing_loggers, settle_loggers
+from cli.photos import check_photos, for_photos
+from cli.run_folder import RunFolder, check_writable, refuse_another_run, resolve_checkpoint
+from cli.topology import Topology, launch_traps, resolve_topology
 
 PROJECT = Path(__file__).resolve().parent.parent
 OUR_PACKAGES = ("restrike", "lightning_modules", "datamodules", "callbacks")
@@ -52,7 +53,7 @@ class CLI(LightningCLI):
     requested = "fit"
 
     def __init__(self, arguments: Arguments, composed: Composed) -> None:
-        type(self).requested = arguments.subcommand
+        CLI.requested = arguments.subcommand  # of this class, also for those that only parse
         self.arguments, self.composed = arguments, composed
         super().__init__(
             LightningModule,
@@ -100,9 +101,12 @@ class CLI(LightningCLI):
         """Everything that can be wrong is said here, before anything is built."""
         config = self.config[self.arguments.subcommand]
         registry.check(config.as_dict(), self.arguments.allowed)
+        check_writable(Path(config.run_dir))
         config.ckpt_path = resolve_checkpoint(
             config.get("ckpt_path"), config.run_dir, config.auto, self.arguments.subcommand
         )
+        if self.arguments.subcommand == "predict":
+            check_photos(config)
         settle_loggers(config)
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
@@ -134,6 +138,9 @@ class CLI(LightningCLI):
         trainer.devices, trainer.num_nodes = topology.devices, topology.num_nodes
         self.topology: Topology = topology
         rank_zero_info(f"run folder {config.run_dir} · {topology.describe()}")
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            for trap in launch_traps(topology, os.environ):
+                rank_zero_info(f"careful: {trap}")
         return super().instantiate_trainer(**kwargs)
 
 
@@ -185,6 +192,14 @@ def _exit_code(error: BaseException) -> int | None:
     return EXIT_USER_ERROR if is_mistake and is_ours and not is_training else None
 
 
+def _change_of(arguments: Arguments) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What the subcommand changes in a recipe."""
+    if arguments.subcommand != "predict":
+        return None
+    has_checkpoint = any(option.partition("=")[0] == "--ckpt_path" for option in arguments.options)
+    return lambda config: for_photos(config, has_checkpoint)
+
+
 def run(argv: list[str]) -> int:
     """Compose, check and run one command line; returns the exit code.
 
@@ -197,11 +212,14 @@ def run(argv: list[str]) -> int:
 
         return sweep(arguments)
     registry.configure(arguments.allowed)
-    composed = compose_all(arguments.configs, arguments.overrides)
+    composed = compose_all(arguments.configs, arguments.overrides, _change_of(arguments))
     registry.check(composed.config, arguments.allowed)
+    drop_missing_loggers(arguments, composed)
     try:
         CLI(arguments, composed)
     except Exception as error:
+        if isinstance(error, RuntimeError) and (mismatch := explain_weights(str(error))):
+            raise UserError(mismatch) from error
         code = _exit_code(error)
         if isinstance(error, UserError) or "RESTRIKE_TRACEBACK" in os.environ or code is None:
             raise

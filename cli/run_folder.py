@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -40,6 +41,15 @@ def refuse_another_run(run_dir: Path, ckpt_path: str | None) -> None:
         )
 
 
+def check_writable(run_dir: Path) -> None:
+    """Raise `UserError` where a run could write nothing, before it has computed anything."""
+    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--run_dir {run_dir}: {existing} is a file, so nothing can be written there")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--run_dir {run_dir}: no permission to write in {existing}")
+
+
 def resolve_checkpoint(value: str | None, run_dir: str, auto: bool, subcommand: str) -> str | None:
     """The checkpoint file that `last`, `best` or `auto` mean in the run folder: the newest that is whole.
 
@@ -62,7 +72,7 @@ def resolve_checkpoint(value: str | None, run_dir: str, auto: bool, subcommand: 
     return value
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -78,11 +88,11 @@ def provenance(arguments: Arguments, composed: Composed) -> dict[str, Any]:
             packages[package] = version(package)
         except PackageNotFoundError:
             continue
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     return {
         "restrike": __version__,
         "commit": commit,
-        "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None,
+        "uncommitted_changes": bool(git("status", "--porcelain")) if commit else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from cli import loggers
+from cli.arguments import split
+from cli.compose import compose_all
 from cli.secrets import hide_secrets
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -50,7 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where a run with every flag of the guide was started offline, with secrets about, and then resumed."""
     folder = tmp_path_factory.mktemp("wandb")
     flags = ["--wandb", "--wandb_project", "proj", "--wandb_group", "grp", "--wandb_job_type", "job"]
-    flags += ["--wandb_entity", "ent", "--wandb_mode", "offline", "--trainer.log_every_n_steps", "1"]
+    flags += ["--wandb_entity", "ent", "--wandb_mode", "offline", "--wandb_resume_id", "theirs"]
+    flags += ["--trainer.log_every_n_steps", "1"]
     url = f"https://user:{CANARY}@host/data?signature={CANARY}"
     fit(folder, *flags, *CHECKPOINT, "--vars.url", url, "--vars.token", SECRETS["HF_TOKEN"], **SECRETS)
     again = ["--wandb_mode", "offline", *CHECKPOINT, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
@@ -70,6 +73,7 @@ def test_every_flag_of_the_guide_reaches_the_run(runs):
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(runs):
     run_id = (runs / loggers.WANDB_ID).read_text().strip()
+    assert run_id == "theirs"
     folders = [folder.name.rpartition("-")[2] for folder in (runs / "wandb").glob("offline-run-*")]
     assert folders == [run_id, run_id]
     config = yaml.safe_load((runs / "config_fit.yaml").read_text())
@@ -92,12 +96,50 @@ def test_without_a_login_it_logs_offline_and_says_so_in_one_line(tmp_path):
     assert (tmp_path / "runs" / "a" / "metrics" / "version_0" / "metrics.csv").is_file()
 
 
-def test_where_it_is_not_installed_the_table_goes_on_alone(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None\n")
-    text = fit(tmp_path, "--wandb", "--trainer.log_every_n_steps", "1", PYTHONPATH=f"{PROJECT}{os.pathsep}{tmp_path}")
-    assert text.count("wandb is not installed") == 1
-    assert (tmp_path / "runs" / "a" / "metrics" / "version_0" / "metrics.csv").is_file()
-    assert not (tmp_path / "runs" / "a" / "wandb").exists()
+# A tensorboardX that writes what it is told into a text file.
+WRITER = """
+import os
+class SummaryWriter:
+    def __init__(self, log_dir: str = "", flush_secs: int = 120):
+        os.makedirs(log_dir, exist_ok=True)
+        self.file = open(f"{log_dir}/events.txt", "a", buffering=1)
+    def add_scalar(self, *values):
+        print(*values, file=self.file)
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+"""
+
+
+def test_where_it_is_not_installed_tensorboard_takes_over_and_every_flag_still_parses(tmp_path):
+    packages = tmp_path / "packages"
+    (packages / "tensorboardX").mkdir(parents=True)
+    (packages / "tensorboardX" / "__init__.py").write_text(WRITER)
+    (packages / "tensorboardX-2.6.dist-info").mkdir()
+    (packages / "tensorboardX-2.6.dist-info" / "METADATA").write_text("Name: tensorboardX\nVersion: 2.6\n")
+    (packages / "sitecustomize.py").write_text("import sys\nsys.modules.update(wandb=None, tensorboard=None)\n")
+    flags = ["--wandb_project", "p", "--wandb_group=g", "--wandb_job_type", "j", "--wandb_entity", "e"]
+    flags += ["--wandb_mode", "offline", "--wandb_resume_id", "r", "--trainer.log_every_n_steps", "1"]
+    text = fit(tmp_path, *flags, PYTHONPATH=f"{PROJECT}{os.pathsep}{packages}")
+    assert text.count("logger.wandb: wandb not installed (pip install wandb): TensorBoard and the table") == 1
+    run = tmp_path / "runs" / "a"
+    assert (run / "metrics" / "version_0" / "metrics.csv").is_file()
+    assert "lr" in (run / "tensorboard" / "version_0" / "events.txt").read_text()
+    assert not (run / "wandb").exists()
+
+
+@pytest.mark.parametrize("group", ["wandb", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_left_out_with_its_options_and_one_line(group, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(loggers, "rank_zero_info", told.append)
+    monkeypatch.setattr(loggers, "is_installed", lambda package: False)
+    composed = compose_all([str(PROJECT / "conf" / "quickstart.yaml")], [f"logger={group}"])
+    options = [f"--logger.{group}.name", "x", "--trainer.max_epochs", "2", f"--logger.{group}.version=7"]
+    arguments = split(["fit", *options, f"--logger.{group}ish.a=1"])
+    loggers.drop_missing_loggers(arguments, composed)
+    assert list(composed.config["logger"]) == ["csv"]
+    assert arguments.options == ["--trainer.max_epochs", "2", f"--logger.{group}ish.a=1"]
+    (line,) = told
+    assert f"logger.{group}: {group}" in line and "(metrics.csv) goes on alone" in line
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-AREAS = ("save", "load", "hostile checkpoint", "shard", "sample", "numerics", "processes", "config", "secrets")
+AREAS = (
+    "save", "load", "hostile checkpoint", "shard", "sample", "scene", "numerics", "processes", "config", "secrets",
+)  # fmt: skip
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 

@@ -1,6 +1,7 @@
 """Mistakes in a command line or a config: one message that names the mistake, status 2, no traceback, nothing run."""
 
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_sbatch_without_srun(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     assert_refused(cli("fit", "--config", TINY, "--trainer.devices", "8"), "srun")
+
+
+@case("config", "a MASTER_PORT that is taken", promise="a line at the start names it and the mend")
+def test_a_port_that_is_taken(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("cli.main.rank_zero_info", told.append)
+    with socket.socket() as held:
+        held.bind(("", 0))
+        held.listen()
+        monkeypatch.setenv("MASTER_PORT", str(held.getsockname()[1]))
+        status, text = cli("fit", "--config", TINY)
+    assert status == 0, text
+    assert [line for line in told if line.startswith("careful: MASTER_PORT") and "is taken" in line and "unset" in line]
 
 
 @case("config", "a second run into the same folder", promise="status 2; the first run's files are untouched")

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.preemption import EXIT_PREEMPTED
+from callbacks.rank_watch import RankWatch
 from cli.__main__ import main
 from faults.cases import case
 from restrike.checkpoints import atomic
@@ -86,17 +87,64 @@ def test_sigkill_goes_on_bitwise(tmp_path: Path) -> None:
     assert differences(end(killed), end(plain)) == []
 
 
-@case("processes", "SIGKILL of rank {rank} of 2 in mid-step", promise=f"the other ends within {LOST_RANK_LIMIT_S} s")
+WATCHED = ((RankWatch, {"grace_s": 3.0}),)
+NAMED = f"within {LOST_RANK_LIMIT_S} s the other ends, and names rank, host and process id"
+
+
+def end_of_a_pair(asked: Run) -> tuple[list[int], list[int]]:
+    """(exit statuses, process ids); asserts that they end in time."""
+    before = time.monotonic()
+    processes = start(train, asked, log=asked.folder / "log.txt", ranks=2)
+    pids = [int(process.pid or 0) for process in processes]
+    statuses = wait(processes)
+    assert time.monotonic() - before < LOST_RANK_LIMIT_S
+    return statuses, pids
+
+
+@case("processes", "SIGKILL of rank {rank} of 2 in mid-step", promise=NAMED + "; both go on from the last save")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_lost_rank_ends_the_job(rank: int, tmp_path: Path) -> None:
-    asked = Run(tmp_path, kill_at=("optimizer step", 0, 4), kill_rank=rank)
-    before = time.monotonic()
-    statuses = wait(start(train, asked, log=tmp_path / "log.txt", ranks=2))
-    assert time.monotonic() - before < LOST_RANK_LIMIT_S
+    asked = Run(tmp_path, kill_at=("optimizer step", 0, 4), kill_rank=rank, more=WATCHED)
+    statuses, pids = end_of_a_pair(asked)
     assert statuses[rank] == -KILL
     assert statuses[1 - rank] not in (0, -KILL)
-    assert re.search(r"peer|Connection|rank", text(tmp_path))
+    assert re.search(rf"error: rank {rank} \(\S+, pid {pids[rank]}\) is gone .*; rank {1 - rank} \(", text(tmp_path))
     assert finish(tmp_path, ranks=2) == [0, 0]
+
+
+@case("processes", "SIGKILL of rank 1 of 2 while rank 0 hears of nothing", promise=NAMED)
+def test_a_rank_that_waits_for_ever_is_ended(tmp_path: Path) -> None:
+    asked = Run(tmp_path, kill_at=("batch start", 0, 4), kill_rank=1, more=(*WATCHED, (WaitForEver, {})))
+    statuses, pids = end_of_a_pair(asked)
+    assert statuses == [1, -KILL]
+    assert f"pid {pids[1]}) is gone" in text(tmp_path)
+
+
+class WaitForEver(Callback):
+    """As in a collective of NCCL, which does not fail when a rank is lost."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 4 and trainer.global_rank == 0:
+            time.sleep(10 * LOST_RANK_LIMIT_S)
+
+
+@case(
+    "processes", "an error on rank {rank} of 2 alone", promise="the other ends, and says whose error it was and which"
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank(rank: int, tmp_path: Path) -> None:
+    statuses, pids = end_of_a_pair(Run(tmp_path, more=(*WATCHED, (FailOnRank, {"rank": rank}))))
+    assert 0 not in statuses
+    assert re.search(rf"error: rank {rank} \(\S+, pid {pids[rank]}\) ended with KeyError: 'a defect'", text(tmp_path))
+
+
+class FailOnRank(Callback):
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 4 and trainer.global_rank == self.rank:
+            raise KeyError("a defect")
 
 
 @case(

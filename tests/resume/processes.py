@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120
-_PRELOAD = ["torch._dynamo", "lightning.pytorch", "torchmetrics", "resume.harness"]
+_PRELOAD = ["torch._dynamo", "lightning.pytorch", "torchmetrics", "cli.main", "resume.harness"]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ class Place:
 
 
 def mask(batch_idx: int = 0, seed: int = 0, **place: int) -> torch.Tensor:
-    StepSeed(seed).on_train_batch_start(Place(**place), None, None, batch_idx)
+    module = SimpleNamespace(device=torch.device("cpu"))
+    StepSeed(seed).on_train_batch_start(Place(**place), module, None, batch_idx)
     return torch.rand(8)
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from callbacks import EMA, Curves, LogPredictions, PublishWeights, Report, Throughput
-from callbacks.log_predictions import _to_uint8
+from callbacks.log_predictions import to_uint8
 from callbacks.report import result_table
 from training_tools import ToyData, differing, make_batch, toy_module, toy_trainer, weights
 
@@ -73,7 +73,7 @@ def test_images_are_spread_over_the_split_and_padding_is_never_drawn(tmp_path, n
 def test_drawn_images_have_their_colours_back():
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (ToyData.mean, ToyData.std))
-    assert torch.equal(_to_uint8((pixels / 255 - mean) / std, ToyData()), pixels)
+    assert torch.equal(to_uint8((pixels / 255 - mean) / std, ToyData()), pixels)
 
 
 def test_curves_are_drawn_from_the_csv_logger(tmp_path):

@@ -1,0 +1,58 @@
+"""Pictures of what DiffusionSfM says of held-out scenes: their rays, beside the true ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from restrike.viz.rays import ray_sheet
+
+
+class LogRays(Callback):
+    """Writes a sheet per scene to `<run>/rays/` after each validation, on rank 0 alone; loggers that take images too.
+
+    `validation_step` must return a dict with "batch", "rays" and "true_rays", or an empty one.
+
+    Args:
+        num_scenes: Of the first batch.
+        tile: Side of a picture, pixels.
+    """
+
+    def __init__(self, num_scenes: int = 2, tile: int = 96) -> None:
+        if num_scenes < 1:
+            raise ValueError(f"callbacks.rays.num_scenes: expected 1 or more, got {num_scenes}")
+        self.num_scenes, self.tile = num_scenes, tile
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        if batch_idx or not outputs or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        folder = Path(trainer.default_root_dir) / "rays"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept, datamodule = outputs["batch"], trainer.datamodule  # type: ignore[attr-defined]
+        for row, key in enumerate(kept.keys[: self.num_scenes]):
+            images = _to_uint8(kept.images[row], datamodule.mean, datamodule.std)
+            name = f"step_{trainer.global_step:07d}_{key.replace('/', '_')}"
+            path = folder / f"{name}.png"
+            ray_sheet(images, outputs["rays"][row], outputs["true_rays"][row], self.tile).save(path)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image(f"rays/{row}", [str(path)], step=trainer.global_step)
+
+
+def _to_uint8(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Undo the normalisation of [V, 3, H, W]."""
+    scale, shift = (torch.tensor(values)[:, None, None] for values in (std, mean))
+    return ((images.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte()
