@@ -9,7 +9,8 @@ from pathlib import Path
 from cli.arguments import SUBCOMMANDS
 from cli.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
-TOOLS = {"prepare": "cli.prepare", "doctor": "cli.doctor"}  # subcommands with a `main(argv)` of their own
+# Subcommands with a `main(argv)` of their own.
+TOOLS = {"prepare": "cli.prepare", "doctor": "cli.doctor", "plan": "cli.plan", "export": "cli.export"}
 
 HELP = """\
 usage: python -m cli SUBCOMMAND [options] [overrides]
@@ -24,7 +25,11 @@ run a recipe:
 
 before a run:
   doctor     what would go wrong:     python -m cli doctor --config conf/fastervit_0.yaml trainer=slurm
+  plan       what it will take:       python -m cli plan --config conf/fastervit_0.yaml --device a100-40
   prepare    raw data into shards:    python -m cli prepare imagenet --src DIR --out DIR
+
+after a run:
+  export     for other tools:         python -m cli export --config conf/fastervit_0.yaml --format onnx …
 
 options of a run:
   --config FILE       a recipe of conf/, or a run's saved config; several are layered, the later over the earlier
