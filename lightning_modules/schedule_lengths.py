@@ -14,6 +14,7 @@ class ScheduleLengths:
 
     warmup_steps: int
     total_steps: int
+    steps_per_epoch: int | None = None  # None where nothing is given in epochs
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
@@ -50,7 +51,8 @@ def schedule_lengths(
         if in_epochs and in_steps is not None:
             raise ValueError(f"model.{name}_epochs={in_epochs} and model.{name}_steps={in_steps}: set one to null")
     needs_epochs = (warmup_epochs and warmup_steps is None) or schedule_steps is None
-    per_epoch = per_epoch or (steps_per_epoch(trainer) if needs_epochs else 1)
+    known = per_epoch or (steps_per_epoch(trainer) if needs_epochs else None)
+    per_epoch = known or 1
     warmup = warmup_steps if warmup_steps is not None else round(warmup_epochs * per_epoch)
     if schedule_steps is not None:
         total = schedule_steps
@@ -64,4 +66,4 @@ def schedule_lengths(
         raise ValueError("the run has no end: set trainer.max_epochs or max_steps, or model.schedule_epochs or _steps")
     if trainer.fast_dev_run:
         warmup = min(warmup, total - 1)  # a run of a few steps, whose schedule nobody looks at
-    return ScheduleLengths(warmup_steps=warmup, total_steps=total)
+    return ScheduleLengths(warmup, total, known)

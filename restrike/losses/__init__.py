@@ -5,6 +5,7 @@ from restrike.losses.classification import binary_cross_entropy, cross_entropy
 from restrike.losses.dense import DenseLoss, dense_loss
 from restrike.losses.distillation import mesa_loss
 from restrike.losses.multiview import LossWeights, MultiViewTargets, multiview_loss
+from restrike.losses.rays import ray_loss
 from restrike.losses.robust import finite_clamp, masked_mean, nearest_rank_quantile, quantile_filter
 from restrike.losses.surface import gradient_loss, normal_loss, surface_normals
 from restrike.losses.track import TrackLoss, track_loss
@@ -27,6 +28,7 @@ __all__ = [
     "nearest_rank_quantile",
     "normal_loss",
     "quantile_filter",
+    "ray_loss",
     "surface_normals",
     "track_loss",
 ]

@@ -8,6 +8,7 @@ from restrike.metrics.classification import (
     majority_class_accuracy,
 )
 from restrike.metrics.depth import DepthErrors
+from restrike.metrics.multiview import MultiViewMetrics, PointErrors
 from restrike.metrics.reconstruction import Chamfer, ReconstructionErrors
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Chamfer",
     "DepthErrors",
     "MeanCrossEntropy",
+    "MultiViewMetrics",
+    "PointErrors",
     "PoseAccuracy",
     "ReconstructionErrors",
     "TopKAccuracy",

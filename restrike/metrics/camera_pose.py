@@ -28,6 +28,7 @@ from restrike.metrics.grouping import GroupedMean
 RelativePose = Literal["camera", "released"]
 Average = Literal["pair", "sequence"]
 
+_ROUNDING = 1e-6  # of float32 cameras, relative to their distance from the world's origin
 _BINS = 180  # of one degree: every threshold of the field is a whole number of them
 
 
@@ -49,13 +50,16 @@ def pairwise_pose_errors(predicted: Tensor, true: Tensor, relative: RelativePose
 
     Returns:
         Rotation in [0, π]; direction of translation folded to [0, π/2], since a baseline's sign is not observable.
+        Cameras in one place have no direction between them: π/2, as in the released scripts.
     """
     _check_cameras(predicted, true)
     i, j = torch.triu_indices(true.shape[-3], true.shape[-3], offset=1, device=true.device)
     first, second = (_relative(cameras.double(), i, j, relative) for cameras in (predicted, true))
     cross = torch.linalg.cross(first[..., 3], second[..., 3]).norm(dim=-1)
     dot = (first[..., 3] * second[..., 3]).sum(-1).abs()
-    return PairErrors(_quaternion_angle(first[..., :3], second[..., :3]), torch.atan2(cross, dot))
+    has_direction = _has_baseline(predicted, i, j, first) & _has_baseline(true, i, j, second)
+    angle = torch.where(has_direction, torch.atan2(cross, dot), torch.pi / 2)
+    return PairErrors(_quaternion_angle(first[..., :3], second[..., :3]), angle)
 
 
 def center_errors(predicted: Tensor, true: Tensor, scene_scale: Tensor | None = None) -> Tensor:
@@ -270,6 +274,12 @@ def _relative(cameras: Tensor, i: Tensor, j: Tensor, relative: str) -> Tensor:
         cameras = to_first_camera(cameras)
         return compose_se3(invert_se3(cameras[..., i, :, :]), cameras[..., j, :, :])
     raise ValueError(f"relative: expected 'camera' or 'released', got {relative!r}")
+
+
+def _has_baseline(cameras: Tensor, i: Tensor, j: Tensor, relative: Tensor) -> Tensor:
+    """Whether two cameras lie apart by more than float32 rounding, [..., pairs]; NaN counts as apart."""
+    reach = cameras[..., 3].double().norm(dim=-1)
+    return ~(relative[..., 3].norm(dim=-1) <= _ROUNDING * (reach[..., i] + reach[..., j]))
 
 
 def _quaternion_angle(first: Tensor, second: Tensor) -> Tensor:

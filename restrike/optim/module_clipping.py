@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from restrike.optim.gradients import clip_gradients
@@ -40,3 +41,8 @@ def clip_by_module(
         parts[part].append(parameter)
     norms = {part: clip_gradients(parameters, max_norms[part]) for part, parameters in parts.items()}
     return {part: norm for part, norm in norms.items() if norm is not None}
+
+
+def total_norm(norms: Iterable[Tensor]) -> Tensor:
+    """Norm of everything from the norms of its parts, a scalar."""
+    return torch.stack(list(norms)).norm()

@@ -19,6 +19,7 @@ def param_groups(
     weight_decay: float,
     lr_factors: Mapping[str, float] | None = None,
     layer_decay: float | None = None,
+    decay_all: bool = False,
 ) -> list[Group]:
     """Groups for an optimiser: each has `params`, `weight_decay`, a unique `name`, and `lr_scale` where it is not 1.
 
@@ -35,11 +36,14 @@ def param_groups(
         lr_factors: Glob over parameter names → factor on the learning rate; the first glob that matches counts.
         layer_decay: Factor on the learning rate per layer below the head, in (0, 1] (arXiv 2106.08254, BEiT); layers
             are those that the model's `group_matcher` knows, else one per parameter-holding module.
+        decay_all: Every parameter decays (VGGT's trainer); the pairs stay two groups.
 
     Raises:
         ValueError: a glob matches no parameter (names near ones), or `layer_decay` is out of range.
     """
     groups = _by_layer(model, weight_decay, layer_decay) if layer_decay is not None else _by_decay(model, weight_decay)
+    if decay_all:
+        groups = [group | {"weight_decay": weight_decay} for group in groups]
     if not lr_factors:
         return groups
     chosen = _first_matches(model, lr_factors)
@@ -59,8 +63,16 @@ def _exempt(model: nn.Module) -> Collection[str]:
 
 
 def _by_decay(model: nn.Module, weight_decay: float) -> list[Group]:
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=_exempt(model))
-    return [group | {"name": name} for group, name in zip(groups, ("no_decay", "decay"), strict=True)]
+    # timm makes one group where nothing decays; a decay of 1 tells the two kinds apart also where the real one is 0.
+    marked = param_groups_weight_decay(model, 1.0, no_weight_decay_list=_exempt(model))
+    return [
+        group
+        | {
+            "weight_decay": weight_decay * group["weight_decay"],
+            "name": "decay" if group["weight_decay"] else "no_decay",
+        }
+        for group in marked
+    ]
 
 
 def _by_layer(model: nn.Module, weight_decay: float, layer_decay: float) -> list[Group]:

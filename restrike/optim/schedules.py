@@ -14,7 +14,11 @@ from typing import Literal, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-ScheduleName = Literal["warmup_cosine", "cosine", "constant", "one_cycle"]
+from restrike.optim.progress import linear_warmup_cosine, progress, released_progress
+
+ScheduleName = Literal[
+    "warmup_cosine", "cosine", "constant", "one_cycle", "progress_cosine", "released_progress_cosine"
+]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 Schedule = Callable[[int], float]
 
@@ -82,11 +86,15 @@ def make_schedule(
     warmup_steps: int = 0,
     warmup_lr: float = 0.0,
     min_lr: float = 0.0,
+    steps_per_epoch: int | None = None,
 ) -> Schedule:
     """The schedule of that name as a function of the step alone.
 
+    Args:
+        steps_per_epoch: Needed by "released_progress_cosine" alone; the rest as in the functions above.
+
     Raises:
-        ValueError: an unknown name, or a warm-up that does not fit into the run.
+        ValueError: an unknown name, a warm-up that does not fit into the run, or no length of an epoch.
     """
     if name not in SCHEDULES:
         raise ValueError(f"expected the schedule to be one of {', '.join(SCHEDULES)}, got {name!r}")
@@ -97,10 +105,33 @@ def make_schedule(
             f"expected a warm-up shorter than the schedule, got {warmup_steps} of {total_steps} steps; "
             "lower warmup_epochs or raise schedule_epochs"
         )
+    if name in ("progress_cosine", "released_progress_cosine"):
+        where = _progress_of(name, total_steps, steps_per_epoch)
+        shape = {"lr": lr, "warmup_lr": warmup_lr, "min_lr": min_lr, "warmup": warmup_steps / total_steps}
+        return lambda step: linear_warmup_cosine(where(step), **shape)
     function = {"warmup_cosine": warmup_cosine, "cosine": cosine, "one_cycle": one_cycle}[name]
     return lambda step: function(
         step, lr=lr, total_steps=total_steps, warmup_steps=warmup_steps, warmup_lr=warmup_lr, min_lr=min_lr
     )
+
+
+def _progress_of(name: str, total_steps: int, steps_per_epoch: int | None) -> Schedule:
+    """Share of the run that is done at a step."""
+    if name == "progress_cosine":
+        return lambda step: progress(step, total_steps)
+    if steps_per_epoch is None or steps_per_epoch < 3:
+        raise ValueError(
+            "released_progress_cosine counts epochs of one step more than it knows of: give its lengths in epochs, "
+            f"of three steps or more (steps of an epoch: {steps_per_epoch}), or take progress_cosine"
+        )
+    epochs = max(1, total_steps // steps_per_epoch)
+    return lambda step: released_progress(min(step, epochs * steps_per_epoch), epochs, steps_per_epoch - 1)
+
+
+def weight_decay_at(step: int, start: float, end: float, total_steps: int) -> float:
+    """Weight decay of a step, counted from 1: a cosine from `start` to `end`, which the last step reaches."""
+    share = min(step - 1, total_steps - 1) / max(1, total_steps - 1)
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
 
 
 def lr_scheduler(optimizer: Optimizer, schedule: Schedule, lr: float) -> LambdaLR:

@@ -71,6 +71,8 @@ class PositionCache:
         """Empty the cache if a weight has changed; False where changes cannot be seen."""
         weights = _positional_weights(blocks)
         device = weights[0].device.type
+        if device == "meta":  # has no values to keep, and no autocast state to ask for
+            return False
         autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         try:
             state = (autocast, *((w.data_ptr(), w._version, w.dtype) for w in weights))

@@ -87,6 +87,7 @@ default_cfgs = generate_default_cfgs(
 
 _TIMM_ARGS = {
     "cache_dir", "feature_cls", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_model_args",
     "pretrained_strict",
 }  # fmt: skip
 

@@ -8,7 +8,9 @@ import torch
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Context without autocast on that kind of device; nothing where there is no autocast (meta)."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Context without autocast on that kind of device; on meta, which has none, without the one that is imitated there
+    (`restrike.plan` keeps its state as the CPU's)."""
+    kind = "cpu" if device.type == "meta" else device.type
+    if not torch.amp.is_autocast_available(kind):
         return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(kind, enabled=False)

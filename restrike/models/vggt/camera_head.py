@@ -15,6 +15,7 @@ from restrike.models.layers.mlp import Mlp
 from restrike.models.vggt.activations import activate_pose
 
 POSE_DIM = 9
+_FOV_START = 0.3  # radians a round
 
 
 class CameraHead(nn.Module):
@@ -48,6 +49,10 @@ class CameraHead(nn.Module):
         self.poseLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 3 * dim))
         self.adaln_norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.pose_branch = Mlp(dim, dim // 2, out_dim=POSE_DIM)
+        # The release leaves this to chance, and a field of view that starts below 0 gets no gradient through its ReLU,
+        # ever: one in four small networks then learns only one of the two. Trained weights overwrite it.
+        with torch.no_grad():
+            self.pose_branch.fc2.bias[-2:] = _FOV_START
 
     def forward(self, camera_tokens: Tensor) -> list[Tensor]:
         """Camera tokens [B, V, dim] -> one encoding [B, V, 9] a round; see `restrike.geometry.encode_pose_fov`."""

@@ -107,6 +107,9 @@ class VGGT(nn.Module):
         if not (enable_camera or enable_point or enable_depth or enable_track):
             raise ValueError("the model has no head; enable at least one of camera, point, depth, track")
         self.depth, self.taps, self.patch_size = depth, tuple(taps), patch_size
+        enabled = {"camera": enable_camera, "point": enable_point, "depth": enable_depth, "track": enable_track}
+        # A file may hold heads that this build does not have (fine-tuning starts from the whole model's).
+        self.optional_keys = tuple(rf"^{head}_head\." for head, is_there in enabled.items() if not is_there)
         self.aggregator = Aggregator(
             img_size=img_size,
             patch_size=patch_size,

@@ -76,3 +76,9 @@ def test_the_normalized_rule_divides_by_the_root_of_the_steps():
         scale_weight_decay("normalized", 0.05, 0)
     with pytest.raises(ValueError, match="constant, normalized"):
         scale_weight_decay("sqrt", 0.05, 10)
+
+
+def test_all_parameters_decay_where_asked(vit):
+    groups = param_groups(vit, 0.05, {"head.*": 10.0}, decay_all=True)
+    assert {group["weight_decay"] for group in groups} == {0.05}
+    assert sum(len(group["params"]) for group in groups) == len(list(vit.parameters()))

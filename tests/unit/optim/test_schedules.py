@@ -7,7 +7,16 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
-from restrike.optim import cosine, lr_scheduler, make_schedule, one_cycle, scale_factor, warmup_cosine
+from restrike.optim import (
+    cosine,
+    lr_scheduler,
+    make_schedule,
+    one_cycle,
+    scale_factor,
+    warmup_cosine,
+    weight_decay_at,
+)
+from restrike.optim.progress import linear_warmup_cosine, released_progress
 
 LR, MIN, WARM = 0.4, 0.01, 0.02
 
@@ -72,7 +81,7 @@ def test_scheduler_state_resumes():
 
 
 def test_bad_schedules_are_named():
-    with pytest.raises(ValueError, match="one of warmup_cosine, cosine, constant, one_cycle, got 'cosin'"):
+    with pytest.raises(ValueError, match="one of warmup_cosine, cosine, .*, released_progress_cosine, got 'cosin'"):
         make_schedule("cosin", lr=LR, total_steps=20)
     with pytest.raises(ValueError, match="20 of 20 steps; lower warmup_epochs"):
         make_schedule("cosine", lr=LR, total_steps=20, warmup_steps=20)
@@ -91,3 +100,26 @@ def test_bad_scaling_is_named():
         scale_factor("root", 1, 1)
     with pytest.raises(ValueError, match="at least 1"):
         scale_factor("sqrt", 0, 16)
+
+
+def test_schedules_by_progress():
+    shape = {"lr": LR, "warmup_lr": 1e-8, "min_lr": 1e-8}
+    ours = make_schedule("progress_cosine", total_steps=40, warmup_steps=2, **shape)
+    assert [ours(step) for step in range(1, 41)] == [
+        linear_warmup_cosine((step - 1) / 40, warmup=0.05, **shape) for step in range(1, 41)
+    ]
+    # 20 epochs of 801 steps which count as 800; the last step of the run keeps the rate before it.
+    released = make_schedule(
+        "released_progress_cosine", total_steps=16_020, warmup_steps=801, steps_per_epoch=801, **shape
+    )
+    for step in (1, 2, 801, 802, 9000, 16_019, 16_020):
+        assert released(step) == linear_warmup_cosine(released_progress(step), warmup=0.05, **shape)
+    assert released(16_020) == released(16_019)
+    with pytest.raises(ValueError, match="give its lengths in epochs"):
+        make_schedule("released_progress_cosine", total_steps=100, **shape)
+
+
+def test_weight_decay_follows_a_cosine():
+    values = [weight_decay_at(step, 0.04, 0.4, 5) for step in range(1, 7)]
+    assert values == pytest.approx([0.04, values[1], 0.22, values[3], 0.4, 0.4])
+    assert values == sorted(values)
