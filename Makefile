@@ -1,5 +1,6 @@
 # Two commands do all the set-up on a fresh machine: `make quickstart` and `make test`.
-# Variables: PYTHON (3.11 or newer), ARGS (more options for a recipe), DATA (shards or an image tree), PIP_ARGS.
+# Variables: PYTHON (3.11 or newer), ARGS (more options for a recipe), DATA (shards or an image tree), CO3D (a packed
+# multi-view set), PRETRAIN (a weight file), PIP_ARGS.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,10 +11,13 @@ VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
 DATA ?= data/imagenet
+CO3D ?= data/co3d
 CUB ?= data/cub
+PRETRAIN ?=
 PRETRAINED ?= timm
 QUICKSTART_DATA := data/digits
 PHOTOS_DATA := data/photos
+TOY_DATA := data/toy
 RUN := $(VENV)/bin/python -m cli
 STAMP := $(VENV)/.installed
 
@@ -21,6 +25,19 @@ STAMP := $(VENV)/.installed
 define recipe
 @sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
 $(RUN) fit --config conf/$(1).yaml --data.data $(DATA) $(ARGS)
+endef
+
+# The same for a multi-view recipe; the second argument gives more options.
+define scenes
+@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
+$(RUN) fit --config conf/$(1).yaml --data.data $(CO3D) $(2) $(ARGS)
+endef
+
+# Trains a small model on ray-cast scenes, then tests it beside the untrained and the trivial predictor.
+define toy
+@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
+$(RUN) fit --config conf/$(1).yaml $(ARGS)
+$(RUN) test --config conf/$(1).yaml --ckpt_path last
 endef
 
 ##@ Start here
@@ -55,6 +72,17 @@ $(QUICKSTART_DATA)/catalogue.json: | $(STAMP)
 $(PHOTOS_DATA)/catalogue.json: | $(STAMP)
 	$(RUN) prepare photos --out $(PHOTOS_DATA)
 
+smoke-vggt: $(STAMP) $(TOY_DATA)/catalogue.json ## train a small VGGT on ray-cast scenes and test it (about 15 minutes on 2 cores)
+	$(call toy,smoke_vggt)
+smoke-cut3r: $(STAMP) $(TOY_DATA)/catalogue.json ## the same for a small CUT3R
+	$(call toy,smoke_cut3r)
+smoke-diffusionsfm: $(STAMP) $(TOY_DATA)/catalogue.json ## the same for a small DiffusionSfM
+	$(call toy,smoke_diffusionsfm)
+
+$(TOY_DATA)/catalogue.json: | $(STAMP)
+	$(RUN) prepare toy --out $(TOY_DATA)_tree --sequences 100 --size 96 --categories apple bottle cup teddybear
+	$(RUN) prepare co3d --src $(TOY_DATA)_tree --out $(TOY_DATA)
+
 ##@ Keep it right
 
 test: $(STAMP) ## run the test suite (under 15 minutes on 2 cores)
@@ -81,6 +109,9 @@ smoke: $(STAMP) ## two steps of every recipe at smoke size
 bench: $(STAMP) ## measure every speed claim beside its peer and rewrite docs/benchmarks.md
 	$(VENV)/bin/pip install --disable-pip-version-check -q --no-deps fastervit==1.0.0
 	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+docs: $(STAMP) ## build the documentation site into build/site
+	$(VENV)/bin/python -m mkdocs build --strict -d build/site
 
 native: $(STAMP) ## build the optional JPEG region decoder (needs a C compiler and libjpeg-turbo's headers)
 	$(VENV)/bin/python -m restrike.data.native.build
@@ -118,5 +149,32 @@ fastervit-4-21k-768: $(STAMP) ## FasterViT-4 (21k) tuned at 768, 87.9 top-1: 4 n
 vit-finetune: $(STAMP) ## fine-tune DINOv2 ViT-B/14 at 518 px under the square-root rule: 1 GPU or more (set CUB, PRETRAINED)
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/vit_finetune.yaml
 	$(RUN) fit --config conf/vit_finetune.yaml --data.data $(CUB) --model.pretrained $(PRETRAINED) $(ARGS)
+
+vggt-co3d: $(STAMP) ## VGGT-1B fine-tuned on CO3D from the released weights: 1 node x 4 GPUs of 80 GB (set CO3D, PRETRAIN)
+	$(call scenes,vggt_co3d_finetune,$(if $(PRETRAIN),--model.pretrained $(PRETRAIN)))
+vggt-scratch: $(STAMP) ## VGGT-1B from scratch, the paper's schedule, on CO3D: 8 nodes x 8 A100-80G (set CO3D)
+	$(call scenes,vggt_scratch)
+
+diffusionsfm-sparse: $(STAMP) ## DiffusionSfM, first stage, on CO3D: 1 node x 8 GPUs (set CO3D)
+	$(call scenes,diffusionsfm_sparse)
+diffusionsfm-dense: $(STAMP) ## DiffusionSfM, second stage, from sparse weights: 1 node x 8 GPUs (set CO3D, PRETRAIN=sparse weights)
+	$(call scenes,diffusionsfm_dense,$(if $(PRETRAIN),--model.sparse_pretrained $(PRETRAIN)))
+diffusionsfm-debug: $(STAMP) ## DiffusionSfM on one category, 1 GPU, no W&B (set CO3D)
+	$(call scenes,diffusionsfm_debug)
+
+cut3r-stage1: $(STAMP) ## CUT3R, stage 1 of 4, on CO3D: 1 node x 8 A100-80G (set CO3D)
+	$(call scenes,cut3r_stage1)
+cut3r-stage2: $(STAMP) ## stage 2, from the last one's weights
+	$(call scenes,cut3r_stage2)
+cut3r-stage3: $(STAMP) ## stage 3: DPT heads at 512
+	$(call scenes,cut3r_stage3)
+cut3r-stage4: $(STAMP) ## stage 4: long sequences
+	$(call scenes,cut3r_stage4)
+cut3r: $(STAMP) ## the whole chain; goes on where it was stopped
+	for stage in 1 2 3 4; do $(RUN) fit --config conf/cut3r_stage$$stage.yaml --auto true --data.data $(CO3D) $(ARGS); done
+cut3r-dpt-512-vary-4-64: $(STAMP) ## CUT3R fine-tuned on 4 to 64 views from released weights: 1 node x 8 A100-80G (set CO3D, PRETRAIN)
+	$(call scenes,cut3r_dpt_512_vary_4_64,$(if $(PRETRAIN),--model.pretrained $(PRETRAIN)))
+cut3r-linear-224-fixed-16: $(STAMP) ## CUT3R fine-tuned on 16 views at 224 px from released weights (set CO3D, PRETRAIN)
+	$(call scenes,cut3r_linear_224_fixed_16,$(if $(PRETRAIN),--model.pretrained $(PRETRAIN)))
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9][a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))

@@ -14,12 +14,17 @@ import torch
 from PIL import Image
 
 from cli.__main__ import main
+from recipes import smoke_group
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
 SHELL = "\n".join(block for language, block in BLOCKS if language == "bash")
 COMMANDS = [line for line in SHELL.splitlines() if line.startswith("python -m cli")]
+SMALL_SETS = {
+    "imagenet": ["--train-shards", "2", "--val-shards", "1"],
+    "toy": ["--categories", "apple", "cup", "--sequences", "4", "--frames", "8", "--size", "64"],
+}
 RELEASED = {"fastervit_0_224_1k.pth.tar": "fastervit_0", "fastervit_4_224_1k.pth.tar": "fastervit_4"}
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 
@@ -61,10 +66,10 @@ def folder(tmp_path_factory):
 def at_smoke_size(tokens: list[str]) -> list[str]:
     """The same command on tiny data, in a run folder of its own."""
     if tokens[0] == "prepare":
-        return [*tokens, "--train-shards", "2", "--val-shards", "1"]
+        return [*tokens, *SMALL_SETS.get(tokens[1], [])]
     if tokens[0] == "predict":
         return [*tokens, "model=fastervit_tiny", "--data.num_classes", "16", "--data.image_size", "64"]
-    extra = ["+smoke=fastervit"]
+    extra = ["+smoke=" + next(smoke_group(Path(token).stem) for token in tokens if token.endswith(".yaml"))]
     continues = "--ckpt_path" in tokens
     if tokens[0] == "fit" and "-m" not in tokens and not continues:
         extra += ["--run_dir", f"runs/readme-{abs(hash(tuple(tokens)))}"]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 _MAPS: dict[str, Callable[[str], str]] = {
     "fastervit": lambda name: name,
     "vggt": lambda name: name,
+    "diffusionsfm": lambda name: name,
+    "cut3r": lambda name: name,
 }
 
 

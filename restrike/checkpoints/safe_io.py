@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,23 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
 
 
 class ReleasedArguments:
-    """What a released file's `argparse.Namespace` becomes: its attributes, and no behaviour."""
+    """What a released file's `argparse.Namespace` or OmegaConf object becomes: its attributes, and no behaviour."""
 
 
-# The only class that a checkpoint may name beside torch's tensors and plain containers.
-_STAND_INS = [(ReleasedArguments, "argparse.Namespace")]
+# The only classes that a checkpoint may name beside torch's tensors and plain containers. CUT3R's files hold their
+# settings as OmegaConf objects, which in turn name the plain types below.
+_OMEGACONF = (
+    "base.ContainerMetadata", "base.Metadata", "dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode",
+    "nodes.BooleanNode", "nodes.FloatNode", "nodes.IntegerNode", "nodes.StringNode",
+)  # fmt: skip
+_STAND_INS = [
+    (ReleasedArguments, "argparse.Namespace"),
+    *((ReleasedArguments, f"omegaconf.{name}") for name in _OMEGACONF),
+    (ReleasedArguments, "typing.Any"),
+    *((kind, f"builtins.{kind.__name__}") for kind in (bool, dict, float, int, list, str)),
+    (int, "builtins.long"),
+    (defaultdict, "collections.defaultdict"),
+]
 
 
 def safe_load(path: str | os.PathLike[str], sha256: str | None = None) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from restrike.models.cut3r import variants as cut3r
+from restrike.models.diffusionsfm import variants as diffusionsfm
 from restrike.models.fastervit import variants as fastervit
 from restrike.models.vggt import variants as vggt
 
@@ -15,6 +17,8 @@ from restrike.models.vggt import variants as vggt
 _FAMILIES: dict[str, tuple[Iterable[str], Callable[..., nn.Module]]] = {
     "fastervit": (fastervit.VARIANTS, fastervit.create),
     "vggt": (vggt.VARIANTS, vggt.create),
+    "diffusionsfm": (diffusionsfm.VARIANTS, diffusionsfm.create),
+    "cut3r": (cut3r.VARIANTS, cut3r.create),
 }
 
 

@@ -1,0 +1,264 @@
+"""CUT3R against a plain implementation that does everything view after view, and how memory grows with views.
+
+    python -m benchmarks.cut3r                   # all rows of docs/benchmarks.md
+    python -m benchmarks.cut3r --no-full         # without the 748 M parameter model
+    python -m benchmarks.cut3r --no-training
+
+The plain one shares our weights, and does what the release does: encoder, ray encoder (on zeros, where there is no ray
+map), decoders and heads once a view, rotary tables in every attention, attention where there is a single key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.harness import Row, assert_close, compare, environment, pin_threads, record
+from restrike.models import build
+from restrike.models.cut3r import CUT3R, Predictions, Stream
+from restrike.models.cut3r.heads import Tokens
+from restrike.models.cut3r.positions import state_positions, with_pose_token
+from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
+
+COMMAND = "python -m benchmarks cut3r"
+TOLERANCE = 1e-3  # outputs are exponentials, so rounding is magnified
+SMALL = {
+    "enc_embed_dim": 384, "enc_depth": 6, "enc_num_heads": 6, "dec_embed_dim": 288, "dec_depth": 4,
+    "dec_num_heads": 6, "state_dec_num_heads": 6, "state_size": 256, "local_mem_size": 64,
+}  # fmt: skip
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def mlp(layer: nn.Module, x: Tensor) -> Tensor:
+    return linear(layer.fc2, F.gelu(linear(layer.fc1, x)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, at: tuple[Tensor, Tensor] | None) -> Tensor:
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if at is not None:
+        q, k = (rotate_channels(x, rotary_table(p, x.shape[-1])) for x, p in zip((q, k), at, strict=True))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def self_attention(layer: nn.Module, x: Tensor, at: Tensor | None) -> Tensor:
+    q, k, v = linear(layer.qkv, x).chunk(3, dim=-1)
+    return linear(layer.proj, attend(q, k, v, layer.num_heads, None if at is None else (at, at)))
+
+
+def plain_block(block: nn.Module, x: Tensor, at: Tensor) -> Tensor:
+    x = x + self_attention(block.attn, block.norm1(x), at)
+    return x + mlp(block.mlp, block.norm2(x))
+
+
+def decoder_block(block: nn.Module, x: Tensor, y: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    x = x + self_attention(block.attn, block.norm1(x), None if at is None else at[0])
+    cross, normed = block.cross_attn, block.norm_y(y)
+    q, k, v = linear(cross.projq, block.norm2(x)), linear(cross.projk, normed), linear(cross.projv, normed)
+    x = x + linear(cross.proj, attend(q, k, v, cross.num_heads, at))
+    return x + mlp(block.mlp, block.norm3(x))
+
+
+class PlainCUT3R:
+    """View after view, images only, with the weights of `net`."""
+
+    def __init__(self, net: CUT3R) -> None:
+        self.net = copy.deepcopy(net)
+        for layer in self.net.downstream_head.modules():
+            if isinstance(layer, nn.Linear):
+                layer.__class__ = nn.Linear  # torch's own kernel
+
+    def __call__(self, images: Tensor) -> Predictions:
+        net, outputs = self.net, []
+        state = linear(net.decoder_embed_state, net.register_tokens.weight)[None].expand(len(images), -1, -1)
+        memory = net.pose_retriever.mem.expand(len(images), -1, -1)
+        for i in range(images.shape[1]):
+            out, state, memory = self.view(images[:, i], state, memory, i == 0)
+            outputs.append(out)
+        return Predictions(*(torch.stack(x, dim=1) for x in zip(*outputs, strict=True)))
+
+    def view(self, image: Tensor, state: Tensor, memory: Tensor, is_first: bool) -> tuple[Predictions, Tensor, Tensor]:
+        net, size = self.net, (image.shape[-2], image.shape[-1])
+        grid = grid_positions(size[0] // net.patch_size, size[1] // net.patch_size)
+        tokens = net.patch_embed(image)
+        for block in net.enc_blocks:
+            tokens = plain_block(block, tokens, grid)
+        tokens = net.enc_norm(tokens)
+        rays = net.patch_embed_ray_map(image.new_zeros(len(image), 6, *size))
+        for block in net.enc_blocks_ray_map:
+            rays = plain_block(block, rays, grid)
+        tokens = tokens + 0 * net.enc_norm_ray_map(rays)
+        key = linear(net.pose_retriever.proj_q, tokens.mean(dim=1, keepdim=True))
+        pose = net.pose_token.expand(len(image), -1, -1) if is_first else self.read(key, memory)
+        at = with_pose_token(grid), state_positions(state.shape[1], net.state_pe)
+        x, taps = torch.cat([pose, linear(net.decoder_embed, tokens)], dim=1), []
+        for depth, (block, state_block) in enumerate(zip(net.dec_blocks, net.dec_blocks_state, strict=True), 1):
+            x, state = decoder_block(block, x, state, at), decoder_block(state_block, state, x, at[::-1])
+            taps += [x[:, 1:]] * net.taps.count(depth)
+        x, state = net.dec_norm(x), net.dec_norm_state(state)
+        feature = torch.cat([key, x[:, :1]], dim=-1)
+        for block in net.pose_retriever.write_blocks:
+            memory = decoder_block(block, memory, feature)
+        table = rotary_table(grid, net.dec_head_dims[0])
+        return net.downstream_head(Tokens(tokens, *taps, x), size, table), state, memory
+
+    def read(self, key: Tensor, memory: Tensor) -> Tensor:
+        memory_of = self.net.pose_retriever
+        x = torch.cat([key, memory_of.masked_token.expand_as(key)], dim=-1)
+        for block in memory_of.read_blocks:
+            x = decoder_block(block, x, memory)
+        return x[..., memory_of.dim :]
+
+
+def pictures(views: int, size: tuple[int, int], batch: int = 1) -> Tensor:
+    return torch.rand(batch, views, 3, *size, generator=torch.Generator().manual_seed(views)) * 2 - 1
+
+
+def built(name: str, **sizes: object) -> CUT3R:
+    torch.manual_seed(0)
+    return build(name, **sizes).eval()
+
+
+@torch.no_grad()
+def inference(title: str, net: CUT3R, views: int, size: tuple[int, int], rounds: int, warmup: int) -> Row:
+    images, peer = pictures(views, size), PlainCUT3R(net)
+    for ours, theirs in zip(net(images), peer(images), strict=True):
+        assert_close(ours, theirs, TOLERANCE)
+    timing = compare(lambda: net(images), lambda: peer(images), rounds=rounds, warmup=warmup, clock=time.process_time)
+    return Row.of(
+        timing,
+        name=f"CUT3R inference, {title}, {views} views of {size[1]}x{size[0]}, 1 thread",
+        peer_name="plain, view by view",
+        checked=f"all six outputs within {TOLERANCE:g}",
+        command=COMMAND,
+    )
+
+
+def training(views: int, size: tuple[int, int]) -> Row:
+    net = built("cut3r_224_linear", **SMALL).train()
+    peer, images = PlainCUT3R(net), pictures(views, size)
+
+    def step(run: Callable[[Tensor], Predictions]) -> Tensor:
+        return sum(x.square().mean().log1p() for x in run(images))
+
+    def ours() -> None:
+        net.zero_grad()
+        step(net).backward()
+
+    def theirs() -> None:
+        peer.net.zero_grad()
+        step(peer).backward()
+
+    ours(), theirs()
+    name = "dec_blocks_state.0.mlp.fc1.weight"
+    assert_close(net.get_parameter(name).grad, peer.net.get_parameter(name).grad, TOLERANCE)
+    return Row.of(
+        compare(ours, theirs, clock=time.process_time),
+        name=f"CUT3R training step, small, {views} views of {size[1]}x{size[0]}, 1 thread",
+        peer_name="plain, view by view",
+        checked=f"a gradient within {TOLERANCE:g}",
+        command=COMMAND,
+    )
+
+
+def peak_mib(views: int, *how: str) -> float:
+    """Peak memory of a fresh process that looks at so many views; see `look`."""
+    arguments = [sys.executable, "-m", "benchmarks.cut3r", "--look", str(views), "--how", *how]
+    return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def growth_mib(few: int, many: int, *how: str) -> float:
+    """Memory that each further view takes."""
+    return (peak_mib(many, *how) - peak_mib(few, *how)) / (many - few)
+
+
+def look(views: int, how: list[str]) -> None:
+    """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing")."""
+    size = (224, 224)
+    net = built("cut3r_224_linear", **SMALL, grad_checkpointing="checkpointing" in how)
+    if "stream" in how:
+        stream, view = Stream(net), pictures(1, size)[:, 0]
+        for _ in range(views):
+            stream.step(view)
+    elif "whole" in how:
+        with torch.no_grad():
+            net(pictures(views, size))
+    else:
+        net.train()
+        if "frozen" in how:
+            for name, parameter in net.named_parameters():
+                parameter.requires_grad_(not name.startswith(("enc_", "patch_embed", "masked")))
+            net.enc_blocks.eval()
+        sum(x.square().mean().log1p() for x in net(pictures(views, size))).backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def inference_memory() -> Row:
+    """The stream's must not grow."""
+    few, many = 8, 40
+    return Row(
+        name=f"CUT3R inference memory per further view, small, 224x224 ({few} to {many} views)",
+        ours=f"{growth_mib(few, many, 'stream'):.2f} MiB (stream)",
+        peer=f"{growth_mib(few, many, 'whole'):.1f} MiB (whole sequence at once)",
+        command=f"`{COMMAND}`",
+    )
+
+
+def training_memory() -> list[Row]:
+    """Growth of a training step's peak, plain and with each option."""
+    few, many = 4, 12
+    rows, plain = [], 0.0
+    for how in (["all"], ["frozen"], ["checkpointing"], ["frozen", "checkpointing"]):
+        growth = growth_mib(few, many, *how)
+        plain = plain or growth
+        title = ", ".join(how).replace("all", "all activations").replace("frozen", "frozen encoder")
+        rows.append(
+            Row(
+                name=f"CUT3R training memory per further view, small, 224x224: {title}",
+                ratio=f"{plain / growth:.1f}x",
+                ours=f"{growth:.1f} MiB",
+                peer=f"{plain:.1f} MiB (all activations)",
+                command=f"`{COMMAND}`",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--no-full", action="store_true", help="leave out the 748 M parameter model")
+    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--look", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--how", nargs="*", default=[], help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    pin_threads(1)
+    if chosen.look:
+        look(chosen.look, chosen.how)
+        return
+    where = environment()
+    small = built("cut3r_224_linear", **SMALL)
+    record(inference("small, linear head", small, 8, (112, 112), rounds=9, warmup=1), where=where)
+    dpt = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
+    record(inference("small, DPT head", dpt, 4, (112, 112), rounds=9, warmup=1), where=where)
+    record(inference_memory(), *training_memory(), where=where)
+    if not chosen.no_training:
+        record(training(4, (112, 112)), where=where)
+    if not chosen.no_full:
+        full = built("cut3r_224_linear")
+        record(inference("748 M parameters, linear head", full, 2, (224, 224), rounds=7, warmup=0), where=where)
+
+
+if __name__ == "__main__":
+    main()
