@@ -21,9 +21,10 @@ TOY_DATA := data/toy
 RUN := $(VENV)/bin/python -m cli
 STAMP := $(VENV)/.installed
 
-# Prints the recipe's header (paper, hardware, cost, number to expect), then runs it.
+# Prints the recipe's header (paper, hardware, cost, number to expect) and its plan, then runs it.
 define recipe
 @sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
+-$(RUN) plan --config conf/$(1).yaml --data.data $(DATA) $(ARGS)
 $(RUN) fit --config conf/$(1).yaml --data.data $(DATA) $(ARGS)
 endef
 

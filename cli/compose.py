@@ -8,6 +8,7 @@ overrides (`model.init_args.lr=0.004`) then apply to the result, so the shell be
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,15 @@ def is_group(override: Override, root: Path) -> bool:
     return (root / key).is_dir() or key.startswith("hydra") or override.package is not None
 
 
-def compose_all(configs: list[str], overrides: list[str]) -> Composed:
+def compose_all(
+    configs: list[str], overrides: list[str], change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> Composed:
     """Compose every file, layer them, apply the value overrides. Interpolations stay as they are.
+
+    Args:
+        configs: Files, the later over the earlier.
+        overrides: Hydra's.
+        change: What a subcommand does to the layered config before the value overrides apply to it.
 
     Raises:
         UserError: missing or malformed file, unknown group or key.
@@ -197,6 +205,8 @@ def compose_all(configs: list[str], overrides: list[str]) -> Composed:
             result = Composed(
                 layer(result.config, part.config), [*part.files, *result.files], {**result.choices, **part.choices}
             )
+        if change is not None:
+            result.config = change(result.config)
         for override in parsed:
             if override not in groups:
                 _apply(override, result.config)

@@ -97,7 +97,7 @@ def recurrent_targets(
         anchor: [B, 3, 4], camera to world; None takes the first view's.
         others: As in `RecurrentTargets`; flags are False, masks True where not given.
     """
-    batch, views = valid.shape[:2]
+    batch = len(valid)
     to_anchor = invert_se3(camera_to_world[:, 0] if anchor is None else anchor)
 
     def flag(given: Tensor | None) -> Tensor:
