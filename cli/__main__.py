@@ -22,7 +22,7 @@ run a recipe:
   validate   the validation split:    python -m cli validate --config conf/fastervit_0.yaml --ckpt_path last
   test       the test split:          python -m cli test --config conf/fastervit_0.yaml --ckpt_path best
   predict    a folder of images:      python -m cli predict --config conf/predict.yaml --data.images DIR …
-             photos to a scene:       … --config conf/vggt_co3d_finetune.yaml --ckpt_path FILE --data.images DIR --data.out DIR
+             photos to a scene:       … --config conf/smoke_vggt.yaml --ckpt_path last --data.images DIR --data.out DIR
 
 before a run:
   doctor     what would go wrong:     python -m cli doctor --config conf/fastervit_0.yaml trainer=slurm
