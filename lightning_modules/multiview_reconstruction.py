@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.in_parts import TrainsInParts
-from lightning_modules.networks import build_network
+from lightning_modules.baselines import ComparesWithUntrained
 from restrike.data.multiview_filter import SEEN, UNSEEN
 from restrike.data.predicted_views import PredictedViews, whole_photo_intrinsics
 from restrike.data.samples import MultiViewBatch
@@ -31,7 +30,7 @@ _STAGES = ("val", "test")
 _BASELINES = ("_untrained", "_trivial")
 
 
-class MultiViewReconstructionModule(TrainsInParts):
+class MultiViewReconstructionModule(ComparesWithUntrained):
     """Trains and evaluates VGGT.
 
     Validation and test log `rra@`, `rta@`, `auc@`, depth errors after the ratio of medians, and the losses; test also
@@ -99,7 +98,6 @@ class MultiViewReconstructionModule(TrainsInParts):
             }
         )
         self._touched: set[str] = set()
-        self._untrained: list[nn.Module] = []  # a list, so that it is no submodule
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Predictions of images [B, V, 3, H, W] in [0, 1]; see `restrike.models.vggt.VGGT`."""
@@ -149,18 +147,6 @@ class MultiViewReconstructionModule(TrainsInParts):
         """As in validation, with points and perhaps the untrained network."""
         self._evaluate(batch, "test")
 
-    def on_validation_epoch_end(self) -> None:
-        """Log what the ranks have summed."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """As after a validation."""
-        self._log_metrics("test")
-
-    def on_test_end(self) -> None:
-        """Free the untrained network."""
-        self._untrained.clear()
-
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the
         same as `PredictedViews` where the network has a depth head."""
@@ -174,19 +160,8 @@ class MultiViewReconstructionModule(TrainsInParts):
             said["views"] = PredictedViews(cameras, whole, depth, confidence)
         return said
 
-    def _competitors(self, stage: str) -> dict[str, nn.Module]:
-        nets = self.evaluated()
-        if stage == "test" and self.hparams.test_untrained:
-            if not self._untrained:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)  # the same on all ranks
-                    net = build_network(self.hparams.model_name, **(self.hparams.model_args or {}))
-                self._untrained.append(net.to(self.device).eval())
-            nets["_untrained"] = self._untrained[0]
-        return nets
-
     def _evaluate(self, batch: MultiViewBatch, stage: str) -> None:
-        nets = self._competitors(stage)
+        nets = self.competitors(stage)
         self._touched = {*nets, "_trivial"}  # on every rank, also where all rows are padding
         if not bool(batch.valid.any()):
             return
@@ -214,7 +189,8 @@ class MultiViewReconstructionModule(TrainsInParts):
             categories,
         )
 
-    def _log_metrics(self, stage: str) -> None:
+    def log_metrics(self, stage: str) -> None:
+        """Of every network that took part."""
         for suffix in sorted(self._touched):
             metrics = self.metrics[stage + suffix]
             values = {f"{stage}/{name}{suffix}": value.float() for name, value in metrics.compute().items()}

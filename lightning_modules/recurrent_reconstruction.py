@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from lightning_modules.in_parts import TrainsInParts
+from lightning_modules.baselines import ComparesWithUntrained
 from lightning_modules.multiview_reconstruction import scene_parts, select_scenes
-from lightning_modules.networks import build_network
 from restrike.data.predicted_views import PredictedViews, whole_photo_intrinsics
 from restrike.data.samples import MultiViewBatch
 from restrike.geometry import (
@@ -42,7 +41,7 @@ _LOGGED_ERRORS = (
 )  # fmt: skip
 
 
-class RecurrentReconstructionModule(TrainsInParts):
+class RecurrentReconstructionModule(ComparesWithUntrained):
     """Trains and evaluates CUT3R.
 
     Validation and test log the published test criterion and its parts, trajectory errors and depth errors under each
@@ -110,7 +109,6 @@ class RecurrentReconstructionModule(TrainsInParts):
             for name in (_metrics_name(stage, suffix, n) for suffix in _SUFFIXES for n in lengths):
                 self.metrics[name] = RecurrentMetrics(_LOGGED_ERRORS, stage == "test", test_points)
         self._touched: set[tuple[str, int | None]] = set()
-        self._untrained: list[nn.Module] = []  # a list, so that it is no submodule
         self._sequences: list[TruncatedSequence] = []
         self._stream: Stream | None = None
 
@@ -173,18 +171,6 @@ class RecurrentReconstructionModule(TrainsInParts):
         """As in validation, with reconstructions, and perhaps the untrained network and shorter sequences."""
         lengths = [n for n in self.hparams.test_lengths or () if n <= batch.images.shape[1]]
         self._evaluate(batch, "test", [None, *lengths])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what the ranks have summed."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """As after a validation."""
-        self._log_metrics("test")
-
-    def on_test_end(self) -> None:
-        """Free the untrained network."""
-        self._untrained.clear()
 
     def predict_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the
@@ -277,20 +263,9 @@ class RecurrentReconstructionModule(TrainsInParts):
         }
         self.log_dict({**means, "train/views": float(batch.images.shape[1])}, batch_size=len(batch.images))
 
-    def _competitors(self, stage: str) -> dict[str, nn.Module]:
-        nets = self.evaluated()
-        if stage == "test" and self.hparams.test_untrained:
-            if not self._untrained:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)  # the same on all ranks
-                    net = build_network(self.hparams.model_name, **(self.hparams.model_args or {}))
-                self._untrained.append(net.to(self.device).eval())
-            nets["_untrained"] = self._untrained[0]
-        return nets
-
     def _evaluate(self, batch: MultiViewBatch, stage: str, lengths: list[int | None]) -> None:
         """In float32, as published."""
-        nets = self._competitors(stage)
+        nets = self.competitors(stage)
         self._touched |= {(suffix, n) for suffix in (*nets, "_trivial") for n in lengths}  # also where all is padding
         if not bool(batch.valid.any()):
             return
@@ -309,7 +284,8 @@ class RecurrentReconstructionModule(TrainsInParts):
                     {name: errors[name].mean() for name in _LOGGED_ERRORS},
                 )
 
-    def _log_metrics(self, stage: str) -> None:
+    def log_metrics(self, stage: str) -> None:
+        """Of every network that took part."""
         for suffix, n in sorted(self._touched, key=str):
             metrics = self.metrics[_metrics_name(stage, suffix, n)]
             prefix = stage if n is None else f"{stage}/{n}_views"
