@@ -108,7 +108,7 @@ def test_the_chain_of_stages_at_smoke_size(toy_set, tmp_path, capsys):
             start.append("model.init_args.pretrained_fresh=[downstream_head.dpt_*,downstream_head.*proj.*]")
         # Without a rate no weight moves: what the file holds is what the stage begins with.
         start.append("--trainer.limit_val_batches=0")
-        still = ["--model.lr=1e-30", "--model.min_lr=0", "--trainer.limit_train_batches=1"]
+        still = ["--model.lr=1e-30", "--model.min_lr=0", "--trainer.max_steps=1"]
         assert fit(stage, tmp_path / f"{stage}_start", toy_set, *start, *still) == 0, capsys.readouterr()
         begun = weights(tmp_path / f"{stage}_start")
         assert [n for n in begun if n in before and not torch.equal(begun[n], before[n])] == []
