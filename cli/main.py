@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -76,6 +77,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys beside `model`, `data` and `trainer`."""
+        _count_before_share(parser)
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="where the run writes everything")
         parser.add_argument("--auto", type=bool, default=False, help="resume if run_dir holds a checkpoint, else start")
         parser.add_argument(
@@ -142,6 +144,14 @@ class CLI(LightningCLI):
             for trap in launch_traps(topology, os.environ):
                 rank_zero_info(f"careful: {trap}")
         return super().instantiate_trainer(**kwargs)
+
+
+def _count_before_share(parser: LightningArgumentParser) -> None:
+    """`limit_train_batches: 1` is one batch, 1.0 all of them. `typing` takes Union[int, float] and Union[float, int]
+    for one, in the order of whoever asked first in this process; so say it here."""
+    for action in parser._actions:
+        if set(get_args(getattr(action, "_typehint", None))) == {int, float, NoneType}:
+            action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
 def _parser_tokens(arguments: Arguments, composed: Composed) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Union
 
 import pytest
 import yaml
@@ -209,3 +210,16 @@ def test_private_names_of_lightning_that_we_rely_on_still_exist():
     from lightning.pytorch.cli import LightningCLI
 
     assert callable(LightningCLI._parse_ckpt_path)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("null", None)])
+def test_a_count_of_batches_stays_a_count(typed, meant):
+    from lightning.pytorch.cli import LightningArgumentParser
+
+    from cli.main import _count_before_share
+
+    parser = LightningArgumentParser()
+    parser.add_argument("--limit", type=Union[float, int, None])  # noqa: UP007 the order is what is tested
+    _count_before_share(parser)
+    found = parser.parse_args([f"--limit={typed}"]).limit
+    assert (type(found), found) == (type(meant), meant)
