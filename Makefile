@@ -73,7 +73,7 @@ $(QUICKSTART_DATA)/catalogue.json: | $(STAMP)
 $(PHOTOS_DATA)/catalogue.json: | $(STAMP)
 	$(RUN) prepare photos --out $(PHOTOS_DATA)
 
-smoke-vggt: $(STAMP) $(TOY_DATA)/catalogue.json ## train a small VGGT on ray-cast scenes and test it (about 15 minutes on 2 cores)
+smoke-vggt: $(STAMP) $(TOY_DATA)/catalogue.json ## train a small VGGT on ray-cast scenes and test it (7 minutes on 2 cores)
 	$(call toy,smoke_vggt)
 smoke-cut3r: $(STAMP) $(TOY_DATA)/catalogue.json ## the same for a small CUT3R
 	$(call toy,smoke_cut3r)
