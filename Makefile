@@ -87,7 +87,7 @@ $(TOY_DATA)/catalogue.json: | $(STAMP)
 ##@ Keep it right
 
 test: $(STAMP) ## run the test suite (under 15 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## run the longer checks
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
