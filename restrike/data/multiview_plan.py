@@ -44,6 +44,10 @@ class FixedShape:
     scenes: int
     min_views: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.min_views is not None and not 1 <= self.min_views <= self.views:
+            raise ValueError(f"shape.min_views is {self.min_views}, expected 1 to {self.views} (shape.views), or null")
+
     @property
     def max_views(self) -> int:
         return self.views

@@ -16,6 +16,7 @@ from restrike.data.depth_png import decode_depth, decode_mask, decode_mask_pair,
 from restrike.data.multiview_filter import SEEN, UNSEEN, SceneFilter
 from restrike.data.multiview_index import build_scene_index
 from restrike.data.multiview_pixels import cut, fill_holes
+from restrike.data.multiview_plan import FixedShape
 from restrike.data.multiview_source import SceneSource, open_scenes
 from restrike.data.multiview_transforms import CUT3RViews, DiffusionSfMViews, VGGTViews
 from restrike.data.samples import MultiViewSample
@@ -234,3 +235,8 @@ def test_no_set_and_a_damaged_catalogue_say_what_to_run(toy_set: Path, tmp_path:
 def test_filters_are_part_of_the_fingerprint(toy_set: Path) -> None:  # noqa: F811
     other = replace(ALL, min_frames=2)
     assert opened(toy_set).fingerprint == opened(toy_set).fingerprint != opened(toy_set, other).fingerprint
+
+
+def test_more_views_at_least_than_at_most_are_refused():
+    with pytest.raises(ValueError, match="min_views is 4, expected 1 to 3"):
+        FixedShape(3, (8, 8), 1, min_views=4)
