@@ -195,7 +195,14 @@ def test_splits_of_raydiffusion_and_vggt_become_subsets_in_their_order(tree: Pat
         assert index.subset_positions[names.index(name)].tolist() == [1, -1, 2, -1, 0, -1]
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"[]x"), gzip.compress(b'{"s": [{"path": 1}]}')])
+DAMAGED = {
+    "no gzip": b"no gzip",
+    "no JSON": gzip.compress(b"[]x"),
+    "no such table": gzip.compress(b'{"s": [{"path": 1}]}'),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_derived_splits_are_named(tree: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "apple_train.jgz").write_bytes(data)
