@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
+from callbacks.log_predictions import to_uint8
 from restrike.viz.rays import ray_sheet
 
 
@@ -43,16 +42,10 @@ class LogRays(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         kept, datamodule = outputs["batch"], trainer.datamodule  # type: ignore[attr-defined]
         for row, key in enumerate(kept.keys[: self.num_scenes]):
-            images = _to_uint8(kept.images[row], datamodule.mean, datamodule.std)
+            images = to_uint8(kept.images[row], datamodule)
             name = f"step_{trainer.global_step:07d}_{key.replace('/', '_')}"
             path = folder / f"{name}.png"
             ray_sheet(images, outputs["rays"][row], outputs["true_rays"][row], self.tile).save(path)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
                     logger.log_image(f"rays/{row}", [str(path)], step=trainer.global_step)
-
-
-def _to_uint8(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Undo the normalisation of [V, 3, H, W]."""
-    scale, shift = (torch.tensor(values)[:, None, None] for values in (std, mean))
-    return ((images.float().cpu() * scale + shift) * 255).round().clamp(0, 255).byte()

@@ -6,6 +6,7 @@ from the pose and the points in the view's own camera. Dense parts run in float3
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -108,9 +109,9 @@ class Head(nn.Module):
                 self.pose_head(pose_token),
             )
 
+    @abstractmethod
     def _raw_maps(self, tokens: Tokens, shared: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Own points, points in the first view, colours: [F, 4, H, W] twice and [F, 3, H, W]."""
-        raise NotImplementedError
 
     def _add_shared_parts(self, has_pose: bool) -> None:
         """Registered in the released order, which differs between the heads."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from typing import Any
 
 from torch import nn
 
 from restrike.models.cut3r.model import CUT3R
+from restrike.models.layers.variants import create_variant
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "cut3r_224_linear": {"head_type": "linear"},
@@ -22,9 +21,4 @@ def create(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: an argument that `CUT3R` has not.
     """
-    known = inspect.signature(CUT3R).parameters.keys()
-    for key in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=3)
-            raise ValueError(f"{name} has no argument {key!r}; nearest: {', '.join(near or sorted(known))}")
-    return CUT3R(**{**VARIANTS[name], **overrides})
+    return create_variant(CUT3R, name, VARIANTS[name], overrides)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from typing import Any
 
 from torch import nn
 
+from restrike.models.layers.variants import create_variant
 from restrike.models.vggt.model import VGGT
 
 # VGGT-1B and VGGT-1B-Commercial are the same network with other weights. Its fine-tuning build on CO3D has no point
@@ -24,9 +23,4 @@ def create(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: an argument that `VGGT` has not.
     """
-    known = inspect.signature(VGGT).parameters.keys()
-    for key in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=3)
-            raise ValueError(f"{name} has no argument {key!r}; nearest: {', '.join(near or sorted(known))}")
-    return VGGT(**{**VARIANTS[name], **overrides})
+    return create_variant(VGGT, name, VARIANTS[name], overrides)
