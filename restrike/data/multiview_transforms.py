@@ -106,7 +106,7 @@ class VGGTViews:
     Attributes:
         is_training: random crop and resize, and colours.
         scale: range of the crop's share of height and of width, drawn independently, capped at 1.
-        max_extra: the resize exceeds the target by Tri(0, 0, max_extra) of its long side.
+        max_extra: the resize exceeds the target by Tri(0, 0, max_extra) of its long side; 0 = not at all.
         landscape_check: turn a portrait picture by 90° half of the time (off in the recipe).
         depth_percentile: depth above it is dropped, zeros counted; 100 = keep all.
         jitter: of colours; None = none.
@@ -149,7 +149,9 @@ class VGGTViews:
             is_turned = float(random.random()) > 0.5
         if is_turned:
             target = target[::-1]
-        extra = float(random.triangular(0, 0, self.max_extra)) * max(target) if self.is_training else 0.0
+        # numpy refuses a triangle without width
+        has_extra = self.is_training and self.max_extra > 0
+        extra = float(random.triangular(0, 0, self.max_extra)) * max(target) if has_extra else 0.0
         resized, scale = covering_size(frame.size, target, 4 + extra)
         intrinsics = resize_intrinsics(frame.intrinsics, scale, scale, OPENCV_PIXEL_CENTER)
         box = principal_point_crop(resized, _principal_point(intrinsics), target, strict=True)
