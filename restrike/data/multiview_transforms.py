@@ -8,6 +8,7 @@ published; True mends it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +44,16 @@ from restrike.geometry import (
 )
 
 _NO_DEPTH = 1e-8  # VGGT's bound of a valid depth
+
+
+class ViewTransform(ABC):
+    """Stored frames to a sample of one size. A class, as a config names one of its children."""
+
+    @abstractmethod
+    def __call__(
+        self, views: list[RawView], size: tuple[int, int], is_video: np.ndarray, random: np.random.Generator
+    ) -> MultiViewSample:
+        """`size` is (H, W) of the views; whatever is drawn comes from `random`."""
 
 
 class Frame(NamedTuple):
@@ -100,7 +111,7 @@ def _resize_crop(frame: Frame, size: tuple[int, int], box: CropBox, intrinsics: 
 
 
 @dataclass(frozen=True)
-class VGGTViews:
+class VGGTViews(ViewTransform):
     """VGGT's frames (section 3.4 and its supplement): crops about the principal point, isotropic resize, strict crop.
 
     Attributes:
@@ -170,7 +181,7 @@ def _turn(frame: Frame, clockwise: bool) -> Frame:
 
 
 @dataclass(frozen=True)
-class CUT3RViews:
+class CUT3RViews(ViewTransform):
     """CUT3R's frames (supplement): symmetric crop about the principal point, covering resize, central crop.
 
     Attributes:
@@ -217,7 +228,7 @@ class CUT3RViews:
 
 
 @dataclass(frozen=True)
-class DiffusionSfMViews:
+class DiffusionSfMViews(ViewTransform):
     """DiffusionSfM's frames: a centred square, scaled in training; depth on the model's own coarser grid.
 
     Attributes:
