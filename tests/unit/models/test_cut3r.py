@@ -159,6 +159,7 @@ def test_with_a_frozen_encoder_nothing_of_it_has_a_gradient():
     [
         ({"head_type": "mlp"}, "head_type: expected linear or dpt"),
         ({"state_pe": "3d"}, "state_pe"),
+        ({"ray_token_scope": "view"}, "ray_token_scope: expected batch or scene"),
         ({"dec_depth": 1}, "dec_depth"),
         ({"enc_num_heads": 7}, "128 does not fit enc_num_heads = 7"),
         ({"enc_embed_dim": 96}, "ray encoder's heads = 16"),
@@ -196,6 +197,16 @@ def test_inputs_of_metric_scenes_are_a_function_of_the_seed():
     shares = [(one.image_mask & ~one.ray_mask), (one.ray_mask & ~one.image_mask), (one.image_mask & one.ray_mask)]
     for share, want in zip(shares, (0.8, 0.15, 0.05), strict=True):
         assert float(share[:, 1:].float().mean()) == pytest.approx(want, abs=0.06)
+
+
+def test_scenes_of_a_part_of_a_batch_have_the_draws_that_they_have_in_the_whole():
+    cameras, intrinsics = torch.eye(3, 4).expand(7, 5, 3, 4), torch.eye(3).expand(7, 5, 3, 3)
+    whole = draw_inputs(cameras, intrinsics, (16, 16), 3)
+    parts = [draw_inputs(cameras[rows], intrinsics[rows], (16, 16), 3, first_scene=rows.start) for rows in
+             (slice(0, 3), slice(3, 7))]  # fmt: skip
+    for joined, want in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(joined), want)
+    assert not torch.equal(whole.ray_mask[:3], whole.ray_mask[3:6])
 
 
 # Start weights
