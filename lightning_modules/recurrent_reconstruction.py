@@ -208,8 +208,7 @@ class RecurrentReconstructionModule(ComparesWithUntrained):
             return net(images)
         if self._stream is None:
             self._stream = Stream(net, len(images))  # type: ignore[arg-type]
-        steps = [self._stream.step(view) for view in images.unbind(1)]
-        return Predictions(*(torch.stack(parts, dim=1) for parts in zip(*steps, strict=True)))
+        return self._stream.steps(images)
 
     def _load_start(self, pretrained: str | None, fresh: list[str] | None, dust3r: str | None) -> None:
         from restrike.checkpoints.start import load_dust3r, load_with_fresh_parts

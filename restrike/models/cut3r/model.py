@@ -160,7 +160,7 @@ class CUT3R(nn.Module):
             [B, V, ...] in the weights' type.
         """
         encoded = self.encode(images, ray_maps, image_mask, ray_mask, reset, update, masked_tokens)
-        tokens, _ = self.rollout(encoded, self.start(images.shape[0]))
+        tokens, _ = self.rollout(encoded, self.start(images.shape[0]), writes_last=False)
         return self.predict(tokens, encoded)
 
     def encode(
@@ -216,15 +216,20 @@ class CUT3R(nn.Module):
         memory = self.pose_retriever.mem.expand(batch, -1, -1)
         return Carry(state, memory, state, memory)
 
-    def rollout(self, encoded: Encoded, carry: Carry) -> tuple[Tokens, Carry]:
-        """The decoders from view to view, on from `carry`; tokens [B, V, N, ...] are those that heads read."""
+    def rollout(self, encoded: Encoded, carry: Carry, writes_last: bool = True) -> tuple[Tokens, Carry]:
+        """The decoders from view to view, on from `carry`; tokens [B, V, N, ...] are those that heads read.
+
+        With `writes_last` False the last view only reads, for those who want nothing of the carry after it: its tokens
+        are the same, and the carry is of no use.
+        """
         embedded = with_zero_gradients(self.decoder_embed(encoded.tokens), self.pose_retriever.never_used())
         keys = self.pose_retriever.proj_q(encoded.tokens.mean(dim=2, keepdim=True))
         tables = self._tables(encoded)
         steps = []
         for i in range(embedded.shape[1]):
             view_tables = tuple(pos.DecoderTables(pos.of_view(t.view, i), t.state) for t in tables)
-            *outputs, state, memory = self._run_view(embedded[:, i], keys[:, i], carry, view_tables)
+            writes = writes_last or i + 1 < embedded.shape[1]
+            *outputs, state, memory = self._run_view(embedded[:, i], keys[:, i], carry, view_tables, writes)
             steps.append(outputs)
             carry = updated(carry, state, memory, encoded, i)
         early, late, last = (torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
@@ -268,24 +273,28 @@ class CUT3R(nn.Module):
         )
         return image, state
 
-    def _run_view(self, embedded: Tensor, key: Tensor, carry: Carry, tables: Any) -> tuple[Tensor, ...]:
-        return self._maybe_checkpoint(self._view, embedded, key, carry.state, carry.memory, carry.is_start, tables)
+    def _run_view(self, embedded: Tensor, key: Tensor, carry: Carry, tables: Any, writes: bool) -> tuple[Tensor, ...]:
+        arguments = embedded, key, carry.state, carry.memory, carry.is_start, tables, writes
+        return self._maybe_checkpoint(self._view, *arguments)
 
     def _view(
-        self, embedded: Tensor, key: Tensor, state: Tensor, memory: Tensor, is_start: bool, tables: Any
+        self, embedded: Tensor, key: Tensor, state: Tensor, memory: Tensor, is_start: bool, tables: Any, writes: bool
     ) -> tuple[Tensor, ...]:
         """One view [B, N, dim] against the state; its tokens for the heads, the next state, the next memory."""
         of_image, of_state = tables
         pose = self.pose_token.expand(len(key), -1, -1) if is_start else self.pose_retriever.read(key, memory)
         x, taps = torch.cat([pose.to(embedded.dtype), embedded], dim=1), []
         for depth, (image_block, state_block) in enumerate(zip(self.dec_blocks, self.dec_blocks_state, strict=True), 1):
+            is_read = writes or depth < len(self.dec_blocks)  # by the next layer's image block, or the next view
             x, state = (
                 image_block(x, state, of_image.view, of_image.state),
-                state_block(state, x, of_state.state, of_state.view),
+                state_block(state, x, of_state.state, of_state.view) if is_read else state,
             )
             if depth in self.taps:
                 taps += [x[:, 1:]] * self.taps.count(depth)
         x = self.dec_norm(x)
+        if not writes:
+            return *taps, x, state, memory
         return *taps, x, self.dec_norm_state(state), self.pose_retriever.write(key, x[:, :1], memory)
 
     def _maybe_checkpoint(self, function: Any, *args: Any) -> Any:

@@ -57,6 +57,9 @@ def test_a_stream_says_what_the_whole_sequence_says(net):
     steps = [stream.step(images[:, i]) for i in range(5)]
     assert same(whole, Predictions(*(torch.stack(x, dim=1) for x in zip(*steps, strict=True))))
     stream.reset()
+    few = [stream.steps(images[:, start:stop]) for start, stop in ((0, 2), (2, 5))]
+    assert same(whole, Predictions(*(torch.cat(x, dim=1) for x in zip(*few, strict=True))))
+    stream.reset()
     assert same(steps[0], stream.step(images[:, 0]))
 
 
@@ -73,6 +76,20 @@ def test_a_query_by_rays_changes_nothing_and_needs_a_scene(net):
     released = Stream(net, batch=2, masked_tokens=False)
     released.step(images[:, 0])
     assert not same(seen, released.query(rays))  # training saw the masked image token in the image's place
+
+
+@torch.no_grad()
+def test_a_stream_may_show_one_scene_an_image_and_ask_another_by_rays(net):
+    """The released stream has one rule for the whole batch, and crashes on such a one."""
+    images, rays = pictures("mixed", 2), normal("rays", 2, 2, 32, 48, 6)
+    has_image = torch.tensor([[True, True], [True, False]])
+    fair = build("cut3r_224_linear", **SIZES, ray_token_scope="scene").eval()
+    fair.load_state_dict(net.state_dict())
+    mixed, alone = Stream(fair, batch=2).steps(images, rays, has_image, ~has_image), Stream(fair)
+    alone.step(images[:1, 0])
+    assert same(alone.step(images[:1, 1]), Predictions(*(x[:1, 1] for x in mixed)))
+    with pytest.raises(ValueError, match="first view"):
+        Stream(fair, batch=2).steps(images, rays, ~has_image, has_image)
 
 
 @torch.no_grad()
