@@ -1,6 +1,7 @@
 """CUT3R against a plain implementation that does everything view after view, and how memory grows with views.
 
     python -m benchmarks cut3r                   # all rows of docs/benchmarks.md but those of the full-size model
+    python -m benchmarks cut3r --rows=memory     # one group of them: rollouts, sequences or memory
     python -m benchmarks cut3r --full            # the 748 M parameter model, 224 px: about ten minutes on one core
 
 The plain one shares our weights, and does what the release does: encoder, ray encoder (on zeros, where there is no ray
@@ -226,7 +227,7 @@ def growth_mib(few: int, many: int, *how: str) -> float:
 def look(views: int, how: list[str]) -> None:
     """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing",
     "truncated")."""
-    size = (224, 224) if "stream" in how or "whole" in how else (112, 112)
+    size = (112, 112) if "stream" in how or "whole" in how else (224, 224)
     net = built("cut3r_224_linear", **SMALL, grad_checkpointing="checkpointing" in how)
     if "stream" in how:
         stream, view = Stream(net), pictures(1, size)[:, 0]
@@ -264,7 +265,7 @@ def inference_memory() -> Row:
     """The stream's must not grow."""
     few, many = 8, 256
     return Row(
-        name=f"CUT3R inference memory per further view, small, 224x224 ({few} to {many} views; whole: to 40)",
+        name=f"CUT3R inference memory per further view, small, 112x112 (stream: {few} to {many}, whole: to 40)",
         ours=f"{growth_mib(few, many, 'stream'):.2f} MiB (stream)",
         peer=f"{growth_mib(few, 40, 'whole'):.1f} MiB (whole sequence at once)",
         command=f"`{COMMAND}`",
@@ -276,13 +277,13 @@ def training_memory() -> list[Row]:
     rows, plain = [], 0.0
     options = (["all"], ["frozen"], ["checkpointing"], ["frozen", "checkpointing"], ["truncated"])
     for how in (*options, ["truncated", "checkpointing"]):
-        few, many = (16, 64) if "truncated" in how else (4, 16)
+        few, many = (16, 32) if "truncated" in how else (4, 12)
         growth = growth_mib(few, many, *how)
         plain = plain or growth
         title = ", ".join(how).replace("all", "all activations").replace("frozen", "frozen encoder")
         rows.append(
             Row(
-                name=f"CUT3R training memory per further view, small, 112x112: {title} ({few} to {many} views)",
+                name=f"CUT3R training memory per further view, small, 224x224: {title}",
                 ratio=f"{plain / growth:.1f}x",
                 ours=f"{growth:.2f} MiB",
                 peer=f"{plain:.1f} MiB (all activations)",
@@ -292,10 +293,42 @@ def training_memory() -> list[Row]:
     return rows
 
 
+def rollouts() -> list[Row]:
+    """Streams of growing length."""
+    net = built("cut3r_224_linear", **TINY)
+    return [rollout(net, views, (112, 112)) for views in LENGTHS]
+
+
+def sequences() -> list[Row]:
+    """Whole sequences and a training step of a larger model."""
+    linear_net = built("cut3r_224_linear", **SMALL)
+    dpt_net = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
+    return [
+        inference("small, linear head", linear_net, 8, (112, 112)),
+        inference("small, DPT head", dpt_net, 4, (112, 112)),
+        training(4, (112, 112)),
+    ]
+
+
+def memory() -> list[Row]:
+    """What a further view costs."""
+    return [inference_memory(), *training_memory()]
+
+
+def full() -> list[Row]:
+    """The released size."""
+    net, title = built("cut3r_224_linear"), "748 M parameters, linear head"
+    return [inference(title, net, 2, (224, 224), rounds=7, warmup=0, command=FULL)]
+
+
+GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory}
+
+
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="the 748 M parameter model alone")
+    parser.add_argument("--rows", choices=GROUPS, help="one group of rows alone")
     parser.add_argument("--look", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--how", nargs="*", default=[], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -304,19 +337,9 @@ def main() -> None:
         look(chosen.look, chosen.how)
         return
     where = environment()
-    if chosen.full:
-        full, title = built("cut3r_224_linear"), "748 M parameters, linear head"
-        record(inference(title, full, 2, (224, 224), rounds=7, warmup=0, command=FULL), where=where)
-        return
-    tiny = built("cut3r_224_linear", **TINY)
-    for views in LENGTHS:
-        record(rollout(tiny, views, (112, 112)), where=where)
-    small = built("cut3r_224_linear", **SMALL)
-    record(inference("small, linear head", small, 8, (112, 112)), where=where)
-    dpt = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
-    record(inference("small, DPT head", dpt, 4, (112, 112)), where=where)
-    record(training(4, (112, 112)), where=where)
-    record(inference_memory(), *training_memory(), where=where)
+    groups = [full] if chosen.full else [GROUPS[chosen.rows]] if chosen.rows else list(GROUPS.values())
+    for group in groups:
+        record(*group(), where=where)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,12 @@ def twin_forward(
     reset: Tensor,
     update: Tensor,
     masked_tokens: bool = True,
-    ray_token_scope: str = "batch",
+    masked_ray_scope: str = "batch",
 ) -> dict[str, Tensor]:
     """Outputs [B, V, ...] of images [B, V, 3, H, W] and ray maps [B, V, H, W, 6]; masks are [B, V] bool."""
     scenes = []
     for b in range(len(images)):
-        has_rays = bool(ray_mask.any() if ray_token_scope == "batch" else ray_mask[b].any())
+        has_rays = bool(ray_mask.any() if masked_ray_scope == "batch" else ray_mask[b].any())
         state = linear(w, "decoder_embed_state", w["register_tokens.weight"])
         memory = w["pose_retriever.mem"][0]
         first, views = (state, memory), []
@@ -82,7 +82,10 @@ def turn(x: Tensor, at: Tensor) -> Tensor:
     """[N, d] at [N, 2]: the first half of the channels with y, the second with x; channel k is paired with k + d/4."""
     quarter, parts = x.shape[-1] // 4, []
     for axis in (0, 1):
-        u, v = x[:, 2 * axis * quarter : (2 * axis + 1) * quarter], x[:, (2 * axis + 1) * quarter : (2 * axis + 2) * quarter]
+        u, v = (
+            x[:, 2 * axis * quarter : (2 * axis + 1) * quarter],
+            x[:, (2 * axis + 1) * quarter : (2 * axis + 2) * quarter],
+        )
         frequency = torch.tensor([100 ** (-k / quarter) for k in range(quarter)])
         angle = at[:, axis, None].float() * frequency
         parts += [u * angle.cos() - v * angle.sin(), v * angle.cos() + u * angle.sin()]
@@ -128,7 +131,14 @@ def depth_of(w: Weights, name: str) -> int:
 
 
 def encode(
-    w: Weights, sizes: Sizes, image: Tensor, ray_map: Tensor, has_image: bool, has_ray: bool, any_ray: bool, masked: bool
+    w: Weights,
+    sizes: Sizes,
+    image: Tensor,
+    ray_map: Tensor,
+    has_image: bool,
+    has_ray: bool,
+    any_ray: bool,
+    masked: bool,
 ) -> Tensor:
     """Tokens [N, enc_dim] of one view."""
     at = positions((image.shape[-2] // sizes.patch, image.shape[-1] // sizes.patch), True)
@@ -269,7 +279,11 @@ def dpt(w: Weights, name: str, levels: list[Tensor], grid: tuple[int, int]) -> T
     z = None
     for i in (3, 2, 1, 0):
         part = f"scratch.refinenet{i + 1}"
-        z = maps[i] if z is None else z[..., : maps[i].shape[-2], : maps[i].shape[-1]] + residual(f"{part}.resConfUnit1", maps[i])
+        z = (
+            maps[i]
+            if z is None
+            else z[..., : maps[i].shape[-2], : maps[i].shape[-1]] + residual(f"{part}.resConfUnit1", maps[i])
+        )
         z = F.interpolate(residual(f"{part}.resConfUnit2", z), scale_factor=2, mode="bilinear", align_corners=True)
         z = conv(f"{part}.out_conv", z)
     z = F.interpolate(conv("head.0", z, padding=1), scale_factor=2, mode="bilinear", align_corners=True)

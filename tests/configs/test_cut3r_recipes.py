@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from cli.__main__ import main
+from cli.compose import compose_all
 from lightning_modules import RecurrentReconstructionModule
-from recipes import composed, path
+from recipes import ROOT, composed, path
+from restrike.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")  # Lightning's advice about tiny runs
 
@@ -111,7 +115,12 @@ def test_recipes_hold_the_rest_of_the_published_table(name):
     )
     assert dict(zip(REST_COLUMNS, got, strict=True)) == dict(zip(REST_COLUMNS, REST[name], strict=True))
     sampler = data["sampler"]["init_args"]
-    assert [sampler[n] for n in ("min_interval", "max_interval", "video_prob", "fix_interval_prob")] == [1, 25, 0.5, 0.5]
+    assert [sampler[n] for n in ("min_interval", "max_interval", "video_prob", "fix_interval_prob")] == [
+        1,
+        25,
+        0.5,
+        0.5,
+    ]
     assert data["transform"]["init_args"] == {"aug_crop": 16, "background_prob": 0.1, "jitter": {"as_uint8": True}}
     assert data["val_transform"]["init_args"] == {"is_training": False}
     assert (data["val_shape"]["views"], data["mean"], data["std"]) == (4, [0.5] * 3, [0.5] * 3)
@@ -240,3 +249,107 @@ def test_a_run_goes_on_inside_a_stage_as_if_never_stopped(stage, toy_set, tmp_pa
     assert fit(stage, tmp_path / "cut", toy_set, *options, "--ckpt_path", "last") == 0, capsys.readouterr()
     after = weights(tmp_path / "cut")
     assert [n for n in whole if not torch.equal(whole[n], after[n])] == []
+
+
+def die_at(step: int) -> Any:
+    def die(module: RecurrentReconstructionModule, *_: Any) -> None:
+        if module.trainer.global_step == step:
+            raise Killed
+
+    return die
+
+
+@pytest.mark.slow
+def test_the_chain_goes_on_where_it_was_killed(toy_set, tmp_path, capsys, monkeypatch):
+    """As `make cut3r` runs it: all stages with --auto, each from the last one's file; killed inside stage 2."""
+    target = subprocess.run(["make", "-n", "cut3r"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "for stage in 1 2 3 4" in target and "conf/cut3r_stage$stage.yaml --auto true" in target
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=0", "model.init_args.test_points=1"]
+    saved = "--callbacks.checkpoint.every_n_train_steps=2"
+
+    def stage(number: int) -> int:
+        name = f"cut3r_stage{number}"
+        start = [f"--model.pretrained=runs/cut3r_stage{number - 1}/checkpoints/last.ckpt"] if number > 1 else []
+        options = ["+smoke=cut3r", "--data.data", str(toy_set), "--auto", "true", *short, saved, *start]
+        return main(["fit", "--config", path(name), *options])
+
+    assert stage(1) == 0, capsys.readouterr()
+    first = Path("runs/cut3r_stage1/checkpoints/last.ckpt")
+    begun = weights(first.parents[1])
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(RecurrentReconstructionModule, "on_train_batch_end", die_at(3))
+        stage(2)
+    for number in (1, 2):
+        assert stage(number) == 0, capsys.readouterr()
+    assert [n for n, x in begun.items() if not torch.equal(x, weights(first.parents[1])[n])] == []
+    cut = weights(Path("runs/cut3r_stage2"))
+    Path("runs/cut3r_stage2").rename("runs/cut")
+    assert stage(2) == 0, capsys.readouterr()
+    whole = weights(Path("runs/cut3r_stage2"))
+    assert [n for n in whole if not torch.equal(whole[n], cut[n])] == []
+
+
+def test_a_stage_without_its_predecessor_is_one_clear_error(toy_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = "--model.pretrained=runs/cut3r_stage1/checkpoints/last.ckpt"
+    assert fit("stage2", tmp_path / "run", toy_set, start) == 2
+    said = capsys.readouterr().err
+    assert "runs/cut3r_stage1/checkpoints/last.ckpt" in said and "Traceback" not in said
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("recipe, head", [("dpt_512_vary_4_64", DPT), ("linear_224_fixed_16", LINEAR)])
+def test_both_fine_tunings_start_from_a_file_in_the_released_layout(recipe, head, toy_set, tmp_path, capsys):
+    sizes = compose_all([path(f"cut3r_{recipe}")], ["+smoke=cut3r"]).config["model"]["init_args"]["model_args"]
+    torch.manual_seed(5)
+    state = {f"module.{n}": p for n, p in build(head, **sizes).state_dict().items()}
+    settings = OmegaConf.create({"model": "ARCroco3DStereo(ARCroco3DStereoConfig(...))", "num_views": 64})
+    torch.save({"args": settings, "model": state, "epoch": 9}, tmp_path / "released.pth")
+    options = [f"--model.pretrained={tmp_path / 'released.pth'}", "--trainer.limit_val_batches=0"]
+    if head == LINEAR:
+        # The first step's rate is 0, so two steps are needed.
+        options += ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=4"]
+    assert fit(recipe, tmp_path / "run", toy_set, *options) == 0, capsys.readouterr()
+    now = weights(tmp_path / "run")
+    frozen = {n for n in state if n.startswith(("module.enc_", "module.patch_embed", "module.masked_"))}
+    for name, start in state.items():
+        same = torch.equal(now[f"net.{name.removeprefix('module.')}"], start)
+        assert same or name not in frozen
+    assert not torch.equal(now["net.dec_blocks.0.mlp.fc1.weight"], state["module.dec_blocks.0.mlp.fc1.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_ema", [False, True], ids=["raw", "ema"])
+def test_long_sequences_of_varying_length_resume_in_mid_epoch_with_averaged_weights(
+    with_ema, toy_set, tmp_path, capsys, monkeypatch
+):
+    options = [
+        "model=cut3r_224_linear", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=0",
+        "data.init_args.shape.init_args.vary_views=true", "--trainer.max_epochs=2",
+        "--callbacks.checkpoint.every_n_train_steps=3",
+        "callbacks.keep_epochs.init_args.every_n_epochs=1",
+    ]  # fmt: skip
+    options += ["+callbacks@callbacks=ema"] if with_ema else []
+    stage = "dpt_512_vary_4_64"
+    assert fit(stage, tmp_path / "whole", toy_set, *options) == 0, capsys.readouterr()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(RecurrentReconstructionModule, "on_train_batch_end", die_at(6))
+        fit(stage, tmp_path / "cut", toy_set, *options)
+    assert fit(stage, tmp_path / "cut", toy_set, *options, "--ckpt_path", "last") == 0, capsys.readouterr()
+    files = [torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True) for run in ("whole", "cut")]
+    assert same_content(*(file["state_dict"] for file in files))
+    assert same_content(*(file["optimizer_states"] for file in files))
+    if with_ema:
+        (one, two) = ({n: x for n, x in file["callbacks"].items() if n.startswith("EMA")} for file in files)
+        assert one and same_content(one, two)
+    kept = sorted(file.name for file in (tmp_path / "cut/checkpoints").glob("epoch*.ckpt"))
+    assert kept == ["epoch0000.ckpt", "epoch0001.ckpt"]
+
+
+def same_content(one: Any, two: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same_content(one[key], two[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(map(same_content, one, two))
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)

@@ -29,7 +29,7 @@ from restrike.models.layers.rotary import grid_positions, rotary_table
 
 _RAY_NUM_HEADS = 16  # hard-wired in the release, whatever the image encoder has
 HeadType = Literal["linear", "dpt"]
-RayTokenScope = Literal["batch", "scene"]
+MaskedRayScope = Literal["batch", "scene"]
 
 
 class CUT3R(nn.Module):
@@ -54,7 +54,7 @@ class CUT3R(nn.Module):
         dpt_features: Channels of each of the DPT head's maps.
         dpt_out_channels: Channels of its four projections.
         half_rotary: See `HalfRotaryAttention`; in the image encoder only.
-        ray_token_scope: Which views without a ray map get the masked ray token: all of a "batch" in which any view has
+        masked_ray_scope: Which views without a ray map get the masked ray token: all of a "batch" in which any view has
             one, as released weights have learnt it, or those of the same "scene", so that what is said of a scene does
             not depend on its neighbours in the batch. Of one scene at a time both say the same.
         frames_per_chunk: Frames that the heads work on at a time; changes no number.
@@ -87,19 +87,19 @@ class CUT3R(nn.Module):
         dpt_features: int = 256,
         dpt_out_channels: Sequence[int] = (96, 192, 384, 768),
         half_rotary: bool = False,
-        ray_token_scope: RayTokenScope = "batch",
+        masked_ray_scope: MaskedRayScope = "batch",
         frames_per_chunk: int = 8,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_choices(head_type, state_pe, ray_token_scope, dec_depth, dpt_out_channels)
+        check_choices(head_type, state_pe, masked_ray_scope, dec_depth, dpt_out_channels)
         check_widths(enc_embed_dim, {"enc_num_heads": enc_num_heads, "the ray encoder's heads": _RAY_NUM_HEADS})
         check_widths(dec_embed_dim, {"dec_num_heads": dec_num_heads, "state_dec_num_heads": state_dec_num_heads})
         self.patch_size, self.state_pe, self.rope_base = patch_size, state_pe, rope_base
         self.enc_head_dim = enc_embed_dim // enc_num_heads
         self.dec_head_dims = dec_embed_dim // dec_num_heads, dec_embed_dim // state_dec_num_heads
         self.taps = dec_depth // 2, dec_depth * 3 // 4
-        self.ray_token_scope: RayTokenScope = ray_token_scope
+        self.masked_ray_scope = masked_ray_scope
         self.frames_per_chunk, self.grad_checkpointing = frames_per_chunk, grad_checkpointing
 
         self.pose_token = nn.Parameter(torch.empty(1, 1, dec_embed_dim))
@@ -176,7 +176,7 @@ class CUT3R(nn.Module):
         """All views through the encoders; arguments as in `forward`, `images` None where no view has one.
 
         With `masked_tokens`, as in training, a view without image gets the masked image token, and, if any view of the
-        call (or of its scene, see `ray_token_scope`) has a ray map, a view without one gets the masked ray token.
+        call (or of its scene, see `masked_ray_scope`) has a ray map, a view without one gets the masked ray token.
         Without, as in the released stream, tokens of what is there are added up.
 
         Raises:
@@ -200,7 +200,7 @@ class CUT3R(nn.Module):
             assert ray_maps is not None and ray_mask is not None
             rays = self._encode_rays(ray_maps.flatten(0, 1), grid).unflatten(0, shape)
             absent = self.masked_ray_map_token if masked_tokens else torch.zeros_like(self.masked_ray_map_token)
-            if self.ray_token_scope == "scene":
+            if self.masked_ray_scope == "scene":
                 absent = absent * ray_mask.any(dim=1)[:, None, None, None]
             tokens = tokens + torch.where(ray_mask[..., None, None], rays, absent.to(rays.dtype))
             is_present = image_mask | ray_mask if image_mask is not None else None

@@ -43,8 +43,8 @@ class Stream:
         Raises:
             ValueError: neither was given, or the first view has no image.
         """
-        views = (None if x is None else x[:, None] for x in (images, ray_maps))
-        return Predictions(*(x[:, 0] for x in self.steps(*views, update=update)))
+        image_views, ray_views = (None if x is None else x[:, None] for x in (images, ray_maps))
+        return Predictions(*(x[:, 0] for x in self.steps(image_views, ray_views, update=update)))
 
     @torch.no_grad()
     def steps(

@@ -74,7 +74,9 @@ def twin(p: Predictions, t: RecurrentTargets, is_mixed: bool, released_pose_mask
 
 
 def flagged(t: RecurrentTargets, rows: list[tuple[bool, ...]]) -> RecurrentTargets:
-    return t._replace(**{name: torch.tensor(column) for name, column in zip(FLAGS, zip(*rows, strict=True), strict=True)})
+    return t._replace(
+        **{name: torch.tensor(column) for name, column in zip(FLAGS, zip(*rows, strict=True), strict=True)}
+    )
 
 
 def compare(p: Predictions, t: RecurrentTargets, **how: bool) -> None:

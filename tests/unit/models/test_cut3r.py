@@ -83,7 +83,7 @@ def test_a_stream_may_show_one_scene_an_image_and_ask_another_by_rays(net):
     """The released stream has one rule for the whole batch, and crashes on such a one."""
     images, rays = pictures("mixed", 2), normal("rays", 2, 2, 32, 48, 6)
     has_image = torch.tensor([[True, True], [True, False]])
-    fair = build("cut3r_224_linear", **SIZES, ray_token_scope="scene").eval()
+    fair = build("cut3r_224_linear", **SIZES, masked_ray_scope="scene").eval()
     fair.load_state_dict(net.state_dict())
     mixed, alone = Stream(fair, batch=2).steps(images, rays, has_image, ~has_image), Stream(fair)
     alone.step(images[:1, 0])
@@ -176,7 +176,7 @@ def test_with_a_frozen_encoder_nothing_of_it_has_a_gradient():
     [
         ({"head_type": "mlp"}, "head_type: expected linear or dpt"),
         ({"state_pe": "3d"}, "state_pe"),
-        ({"ray_token_scope": "view"}, "ray_token_scope: expected batch or scene"),
+        ({"masked_ray_scope": "view"}, "masked_ray_scope: expected batch or scene"),
         ({"dec_depth": 1}, "dec_depth"),
         ({"enc_num_heads": 7}, "128 does not fit enc_num_heads = 7"),
         ({"enc_embed_dim": 96}, "ray encoder's heads = 16"),

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int], tuple[int, int], tuple[s
     "resets": ({}, (2, 4), (32, 32), ("reset",)),
     "updates": ({}, (2, 4), (32, 32), ("update",)),
     "rays in the stream": ({"masked_tokens": False}, (2, 3), (32, 32), ("image", "ray")),
-    "ray tokens by scene": ({"ray_token_scope": "scene"}, (4, 3), (32, 32), ("image", "ray")),
+    "ray tokens by scene": ({"masked_ray_scope": "scene"}, (4, 3), (32, 32), ("image", "ray")),
 }
 
 
@@ -57,7 +57,10 @@ def pair(name: str, with_gradients: bool) -> tuple[list[Tensor], list[Tensor], A
     """Outputs of both, the model, and the twin's weights."""
     arguments, (scenes, views), size, kinds = CASES[name]
     arguments = {**WIDTHS, "state_size": 12, **arguments}
-    masked_tokens, sizes = arguments.pop("masked_tokens", True), ("enc_num_heads", "dec_num_heads", "state_dec_num_heads")
+    masked_tokens, sizes = (
+        arguments.pop("masked_tokens", True),
+        ("enc_num_heads", "dec_num_heads", "state_dec_num_heads"),
+    )
     net = fill_(build("cut3r_224_linear", **arguments)).eval()
     weights = {n: p.detach().clone().requires_grad_(with_gradients) for n, p in net.state_dict().items()}
     images, rays = 2 * image(name, scenes, views, 3, *size) - 1, normal(name, scenes, views, *size, 6)
@@ -73,7 +76,7 @@ def pair(name: str, with_gradients: bool) -> tuple[list[Tensor], list[Tensor], A
         twin = twin_forward(
             weights, facts, images, rays, masks.get("image", everywhere), masks.get("ray", ~everywhere),
             masks.get("reset", ~everywhere), masks.get("update", everywhere), masked_tokens,
-            arguments.get("ray_token_scope", "batch"),
+            arguments.get("masked_ray_scope", "batch"),
         )  # fmt: skip
     return list(ours), [twin[n] for n in ours._fields], net, weights
 
@@ -99,4 +102,6 @@ def test_gradients_equal_the_twins(name):
         want = weights[parameter_name].grad
         assert parameter.grad is not None or "resConfUnit1" in parameter_name
         got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        assert torch.allclose(got, torch.zeros_like(got) if want is None else want, rtol=1e-3, atol=2e-6), parameter_name
+        assert torch.allclose(got, torch.zeros_like(got) if want is None else want, rtol=1e-3, atol=2e-6), (
+            parameter_name
+        )
