@@ -227,7 +227,7 @@ def growth_mib(few: int, many: int, *how: str) -> float:
 def look(views: int, how: list[str]) -> None:
     """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing",
     "truncated")."""
-    size = (112, 112) if "stream" in how or "whole" in how else (224, 224)
+    size = (224, 224)
     net = built("cut3r_224_linear", **SMALL, grad_checkpointing="checkpointing" in how)
     if "stream" in how:
         stream, view = Stream(net), pictures(1, size)[:, 0]
@@ -265,7 +265,7 @@ def inference_memory() -> Row:
     """The stream's must not grow."""
     few, many = 8, 256
     return Row(
-        name=f"CUT3R inference memory per further view, small, 112x112 (stream: {few} to {many}, whole: to 40)",
+        name=f"CUT3R inference memory per further view, small, 224x224 (stream: {few} to {many}, whole: to 40)",
         ours=f"{growth_mib(few, many, 'stream'):.2f} MiB (stream)",
         peer=f"{growth_mib(few, 40, 'whole'):.1f} MiB (whole sequence at once)",
         command=f"`{COMMAND}`",
