@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
+from time import process_time
 
 import cv2
 import numpy as np
@@ -303,7 +303,7 @@ def cameras(patches: int, wild_share: float, is_robust: bool = True) -> Row:
         rounds=7,
         warmup=1,
         min_round_s=0.2,
-        clock=time.process_time,
+        clock=process_time,
     )
     kind = f"{wild_share:.0%} wild rays" if is_robust else "plain least squares, no wild rays"
     title = f"Rays to cameras, 8 scenes x 8 views, {patches} x {patches} noisy rays, {kind}"
