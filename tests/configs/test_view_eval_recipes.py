@@ -310,3 +310,23 @@ def test_a_long_sequence_costs_no_memory(trees):
     for number, batch in enumerate(data.test_dataloader(), start=1):
         assert batch.images.shape[:2] == (1, 1) and len(loaded) <= number + 2
     assert len(loaded) == sum(len(sequence.frames) for sequence in data.view_set.sequences) == 10
+
+
+@pytest.mark.parametrize("family", ["vggt", "diffusionsfm"])
+def test_co3d_recipes_print_their_protocol_and_the_hash_of_their_frames(toy_set, tmp_path, capsys, family):
+    recipe = str(ROOT / "conf" / "eval" / f"co3d_{family}.yaml")
+    small = str(ROOT / "conf" / "smoke" / f"{family}.yaml")
+    line = ["test", "--config", recipe, "--config", small, "--data.data", str(toy_set), "--run_dir", str(tmp_path)]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "report.json").read_text())
+    protocol = compose_all([recipe], []).config["data"]["init_args"]["protocol"]
+    assert record["protocol"].startswith(protocol) and record["protocol"] in printed
+    assert "frame list sha256 " in record["protocol"]
+    if family == "vggt":
+        frozen = json.loads((tmp_path / "val_frames.json").read_text())["sha256"]
+        assert frozen[:16] in record["protocol"] and frozen in printed and "test/auc@30" in record
+    else:
+        orders = [json.loads(file.read_text())["sha256"][:16] for file in sorted(tmp_path.glob("test_frames_*.json"))]
+        assert len(orders) == 2 and ", ".join(orders) in record["protocol"]
+        assert any(name.startswith("test/seen/") for name in record)
