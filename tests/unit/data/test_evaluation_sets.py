@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -99,6 +101,10 @@ def test_published_counts_make_a_set_whole(tmp_path):
     found = open_view_set("sintel-depth", tree.root)
     assert found.is_whole and [sequence.name for sequence in found.sequences] == list(SEQUENCES)
     assert "INCOMPLETE" not in found.description
+    page = (Path(__file__).resolve().parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    command = re.search(r"```bash\ncd MPI-Sintel && (.*?)```", page, re.DOTALL)[1]
+    by_hand = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert by_hand.stdout.split()[0] == found.sha256
 
 
 EXAMPLES = {
