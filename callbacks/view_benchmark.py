@@ -111,39 +111,20 @@ class ViewBenchmark(Callback):
         if int(batch.frame_numbers[0, -1]) + 1 == len(sequence.frames):
             self._score.finish()
 
+    # A validation is scored as a test.
+    on_validation_epoch_start = on_test_epoch_start
+    on_validation_batch_start = on_test_batch_start
+    on_validation_batch_end = on_test_batch_end
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sum over ranks, and log."""
         self._log(trainer, pl_module)
 
+    on_validation_epoch_end = on_test_epoch_end
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and write."""
         self._report(trainer, pl_module, sum(trainer.num_test_batches))
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in a test."""
-        self.on_test_epoch_start(trainer, pl_module)
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """As in a test."""
-        self.on_test_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in a test."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in a test."""
-        self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As in a test."""

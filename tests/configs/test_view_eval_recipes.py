@@ -22,6 +22,7 @@ from restrike.data.evaluation_sets import PROTOCOLS
 from restrike.data.photo_views import CUT3RPhotos
 from restrike.data.predicted_views import PredictedViews
 from restrike.geometry import axis_angle_to_matrix, compose_se3, invert_se3
+from restrike.models import build
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {name: ROOT / "conf" / "eval" / f"{name.replace('-', '_')}.yaml" for name in PROTOCOLS}
@@ -235,6 +236,33 @@ def test_a_recipe_runs_with_a_tiny_network(trees, tmp_path, capsys, name):
         assert PROTOCOLS[name].title in printed and record["frame_list_sha256"][:16] in printed
         hashes.add(record["frame_list_sha256"])
     assert len(hashes) == 1  # the same frames, whatever the family
+
+
+def test_a_stream_says_the_same_of_each_sequence_as_the_whole_of_it(trees, tmp_path):
+    torch.manual_seed(1)
+    model = compose_all([str(RECIPES["tum-pose"])], ["model=cut3r_tiny"]).config["model"]["init_args"]
+    weights = tmp_path / "weights.pth"
+    torch.save(build(model["model_name"], **model["model_args"]).state_dict(), weights)
+    found = []
+    for streaming in ("true", "false"):
+        more = ["--data.is_streaming", streaming, "--model.pretrained", str(weights)]
+        assert run("tum-pose", trees["tum-pose"], tmp_path / streaming, CUT3R, *more) == 0
+        record = json.loads((tmp_path / streaming / "benchmark.json").read_text())
+        assert record["weights"] == "weights.pth"
+        found.append([record[f"test/{name}"] for name in ("ate", "rpe_translation", "rpe_rotation")])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # so the second sequence began anew
+
+
+def test_ranks_share_the_sequences(trees):
+    def rows(rank: int) -> list[str]:
+        tree = trees["kitti-mono"]
+        data = EvaluationViewsDataModule(str(tree.root), CUT3RPhotos(48, patch_size=8), "kitti-mono")
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        data.setup("test")
+        return [key for batch in data.test_dataloader() for key in batch.keys]
+
+    assert [len(rows(0)), len(rows(1))] == [2, 1]
+    assert sorted([*rows(0), *rows(1)]) == sorted(trees["kitti-mono"].frames)
 
 
 def test_a_part_of_a_protocol_is_called_a_part(trees, tmp_path, capsys):
