@@ -38,6 +38,7 @@ SCANNET_EXAMPLE = "scans_test/scene0707_00/color/0.jpg"
 SCANNET_SCENES, SCANNET_FRAMES, SCANNET_STEP = 100, 90, 3
 _SCANNET_TEST = re.compile(r"scene0(7(0[7-9]|[1-9]\d)|80[0-6])_00")  # 0707 to 0806, the first scan of each
 _MAX_DEPTH_M = 10.0  # beyond what the depth cameras measure
+_SEVEN_SCENES_FRAME = re.compile(r"frame-(\d{6})\.color\.png")
 _SEVEN_SCENES_CAMERA = pinhole(525, 525, 320, 240)
 _NRGBD_FOCAL = 554.2562584220408
 
@@ -106,9 +107,9 @@ def _test_sequences(split: Path) -> list[str]:
 
 
 def _seven_scenes_frames(root: Path, folder: str) -> list[ViewFrame]:
-    names = files_in(root / folder, [".color.png"])
-    numbers = [int(name[len("frame-") : -len(".color.png")]) for name in names]
-    if not names or numbers != list(range(len(numbers))):
+    found = [_SEVEN_SCENES_FRAME.fullmatch(name) for name in files_in(root / folder, [".color.png"])]
+    numbers = [int(match[1]) for match in found if match]
+    if not numbers or numbers != list(range(len(numbers))):
         lacking = next((k for k, number in enumerate(numbers) if k != number), 0)
         raise ValueError(f"data.root: {root / folder} lacks frame-{lacking:06d}.color.png; unpack all of the sequence")
     frames = []

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from restrike.data.evaluation_sets.formats import numbers_of, read_table
-from restrike.data.evaluation_sets.sequences import ViewFrame, ViewSequence, files_in, require_folder
+from restrike.data.evaluation_sets.sequences import ViewFrame, ViewSequence, files_in, invert_pose, require_folder
 from restrike.data.randomness import Purpose, stream
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,4 @@ def _frame(root: Path, image: str, words: list[str], path: Path) -> ViewFrame:
         raise ValueError(f"data.root: {root / image}: no picture ({error})") from None
     fx, fy, cx, cy = values[:4] * (width, height, width, height)
     intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])  # of a picture's size: from its corner
-    world_to_camera = values[6:].reshape(3, 4)
-    rotation = world_to_camera[:, :3].T
-    pose = np.concatenate([rotation, -rotation @ world_to_camera[:, 3:]], axis=1)
-    return ViewFrame(image, None, intrinsics, pose)
+    return ViewFrame(image, None, intrinsics, invert_pose(values[6:].reshape(3, 4)))

@@ -102,6 +102,12 @@ def choose(found: Sequence[str], published: Sequence[str], root: Path, expected:
     return chosen
 
 
+def invert_pose(transform: np.ndarray) -> np.ndarray:
+    """world_to_camera [3, 4] to camera_to_world, and back; not by `restrike.geometry`, which wants tensors."""
+    rotation = transform[:, :3].T
+    return np.concatenate([rotation, -rotation @ transform[:, 3:]], axis=1)
+
+
 def pinhole(fx: float, fy: float, cx: float, cy: float, first_pixel: float = 0.0) -> np.ndarray:
     """Intrinsics with a corner origin from a principal point that counts the first pixel's centre as `first_pixel`."""
     shift = 0.5 - first_pixel

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from restrike.data.evaluation_sets.formats import read_sintel_camera, read_sintel_depth
 from restrike.data.evaluation_sets.sequences import (
     ViewFrame,
     ViewSequence,
     choose,
     files_in,
+    invert_pose,
     require_file,
     require_folder,
     subfolders,
@@ -54,13 +53,8 @@ def _frames(root: Path, name: str, has_depth: bool, has_poses: bool) -> list[Vie
                 root / "training" / "camdata_left" / name / f"{stem}.cam", f"every frame of {name} needs its camera"
             )
             intrinsics, world_to_camera = read_sintel_camera(path)  # the principal point is the middle from the corner
-            pose = _invert(world_to_camera)
+            pose = invert_pose(world_to_camera)
         frames.append(ViewFrame(f"training/final/{name}/{file}", depth, intrinsics, pose))
     if not frames:
         raise ValueError(f"data.root: no frame in {root / 'training' / 'final' / name}; expected frame_0001.png …")
     return frames
-
-
-def _invert(transform: np.ndarray) -> np.ndarray:
-    rotation = transform[:, :3].T
-    return np.concatenate([rotation, -rotation @ transform[:, 3:]], axis=1)
