@@ -314,6 +314,14 @@ def test_a_module_that_says_nothing_of_views_is_refused(trees):
         ViewBenchmark().setup(trainer, Oracle(trees["re10k"]), "fit")
 
 
+def test_doctor_looks_for_the_frames_of_a_protocol(trees, capsys):
+    line = ["doctor", "--config", str(RECIPES["tum-pose"]), "model=cut3r_tiny", "--data.root"]
+    assert main([*line, str(trees["tum-pose"].root)]) == 0
+    assert PROTOCOLS["tum-pose"].title in capsys.readouterr().out
+    assert main([*line, str(trees["re10k"].root)]) != 0
+    assert "has none of the protocol's sequences" in capsys.readouterr().out
+
+
 def test_an_unreadable_file_ends_the_evaluation_with_its_name(tmp_path, capsys):
     tree = write_tree("bonn-depth", tmp_path / "set")
     picture = sorted((tree.root / "rgbd_bonn_crowd3" / "rgb").iterdir())[2]
