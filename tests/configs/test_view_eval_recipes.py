@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 
 from callbacks import ViewBenchmark
@@ -283,6 +284,15 @@ def test_depth_is_evaluated_on_the_whole_picture(trees):
     cut.setup("test")
     batch = next(iter(cut.test_dataloader()))
     assert batch.images.shape[-2:] == (48, 80) and batch.crop_boxes[0, 0, 1] > 0
+
+
+def test_a_whole_picture_is_not_a_centred_square():
+    square = CUT3RPhotos(224, is_square=True)
+    assert square.for_depth() is square  # the 224-pixel models see no more
+    with pytest.raises(ValueError, match="is not the whole picture"):
+        CUT3RPhotos(224, is_square=True, is_whole=True)
+    view = CUT3RPhotos(96).for_depth()(Image.new("RGB", (50, 50)))
+    assert view.image.shape == (3, 64, 96) and view.crop_box.tolist() == [0, 0, 50, 50]  # a square becomes 4:3
 
 
 def refused(capsys, code: int) -> str:
