@@ -31,6 +31,7 @@ endef
 # The same for a multi-view recipe; the second argument gives more options.
 define scenes
 @sed -n '/^#/!q;s/^# \{0,1\}//p' conf/$(1).yaml
+-$(RUN) plan --config conf/$(1).yaml --data.data $(CO3D) $(2) $(ARGS)
 $(RUN) fit --config conf/$(1).yaml --data.data $(CO3D) $(2) $(ARGS)
 endef
 
@@ -149,6 +150,7 @@ fastervit-4-21k-768: $(STAMP) ## FasterViT-4 (21k) tuned at 768, 87.9 top-1: 4 n
 
 vit-finetune: $(STAMP) ## fine-tune DINOv2 ViT-B/14 at 518 px under the square-root rule: 1 GPU or more (set CUB, PRETRAINED)
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' conf/vit_finetune.yaml
+	-$(RUN) plan --config conf/vit_finetune.yaml --data.data $(CUB) --model.pretrained $(PRETRAINED) $(ARGS)
 	$(RUN) fit --config conf/vit_finetune.yaml --data.data $(CUB) --model.pretrained $(PRETRAINED) $(ARGS)
 
 vggt-co3d: $(STAMP) ## VGGT-1B fine-tuned on CO3D from the released weights: 1 node x 4 GPUs of 80 GB (set CO3D, PRETRAIN)
@@ -172,6 +174,7 @@ cut3r-stage3: $(STAMP) ## stage 3: DPT heads at 512
 cut3r-stage4: $(STAMP) ## stage 4: long sequences
 	$(call scenes,cut3r_stage4)
 cut3r: $(STAMP) ## the whole chain; goes on where it was stopped
+	for stage in 1 2 3 4; do $(RUN) plan --config conf/cut3r_stage$$stage.yaml --data.data $(CO3D) $(ARGS) || true; done
 	for stage in 1 2 3 4; do $(RUN) fit --config conf/cut3r_stage$$stage.yaml --auto true --data.data $(CO3D) $(ARGS); done
 cut3r-dpt-512-vary-4-64: $(STAMP) ## CUT3R fine-tuned on 4 to 64 views from released weights: 1 node x 8 A100-80G (set CO3D, PRETRAIN)
 	$(call scenes,cut3r_dpt_512_vary_4_64,$(if $(PRETRAIN),--model.pretrained $(PRETRAIN)))

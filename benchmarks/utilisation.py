@@ -1,121 +1,115 @@
 """How much of the machine a training step uses, and how well `plan` foretells its time after one calibration.
 
-    python -m benchmarks utilisation
+    python -m benchmarks utilisation                     all
+    python -m benchmarks.utilisation smoke_cut3r …       some recipes
 
-Forward, backward, clipping and AdamW in float32 on one thread; FLOPs are counted on the meta device, the peak is that
-of a square matrix product by the faster of PyTorch's two kernels, timed in turn with the steps. The second kind of row
-calibrates at one batch size and foretells another. Times are the processor's.
+The step is the recipe's own (forward, backward, clipping, optimiser, EMA) in float32 on one thread; FLOPs are counted
+on the meta device, the peak is that of a square matrix product by the faster of PyTorch's two kernels, timed in turn
+with the steps. The second kind of row calibrates at one batch, as `python -m cli plan --calibrate` does, and foretells
+another. Times are the processor's.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from benchmarks.harness import Row, compare, environment, pin_threads, record
-from restrike.models import build
+from cli.arguments import split
+from cli.doctor import parse
+from cli.plan_work import StepShape, Work
 from restrike.models.layers.linear import linear
-from restrike.plan import Device, StepCost, TrainingStep, trace_step
-from restrike.plan.devices import measure_bandwidth, measure_matmul_peak
+from restrike.plan import Device, StepCost
+from restrike.plan.devices import this_machine
 from restrike.plan.estimate import calibrated_efficiency, step_seconds
 
 COMMAND = "python -m benchmarks utilisation"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 MATMUL = 1536
-TINY = {
-    "resolution": 64, "dim": 16, "in_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4],
-    "window_size": [8, 8, 2, 2], "num_classes": 10,
-}  # fmt: skip
+ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network at two batch sizes: where it is calibrated, and what is foretold."""
+    """A recipe at two batches: (images,), or (views, scenes): where it is calibrated, and what is foretold."""
 
+    recipe: str
     name: str
-    model: str
-    side: int
-    batches: tuple[int, int]
-    arguments: dict[str, Any] = field(default_factory=dict)
+    calibrated: tuple[int, ...]
+    foretold: tuple[int, ...]
+    overrides: tuple[str, ...] = ()
 
 
 CASES = (
-    Case("the quickstart's FasterViT", "faster_vit_0_224", 64, (64, 24), TINY),
-    Case("FasterViT-0", "faster_vit_0_224", 224, (8, 4)),
-)
+    Case("quickstart", "the quickstart's FasterViT", (64,), (24,)),
+    Case(
+        "fastervit_0", "FasterViT-0", (4,), (2,),
+        ("trainer=cpu", "--trainer.precision", "32-true", "~callbacks.mesa", "--data.batch_size_per_device", "4"),
+    ),
+    Case("smoke_vggt", "the small VGGT", (4, 4), (8, 1)),
+    Case("smoke_cut3r", "the small CUT3R", (4, 4), (8, 2)),
+    Case("smoke_diffusionsfm", "the small DiffusionSfM", (4, 16), (8, 4)),
+)  # fmt: skip
 
 
-def step_on(net: nn.Module, images: Tensor, targets: Tensor) -> Callable[[], None]:
-    """A training step."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-
-    def step() -> None:
-        loss = F.cross_entropy(net(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimizer.step()
-
-    return step
+def work_of(case: Case) -> Work:
+    """On meta."""
+    config = parse(split(["fit", "--config", str(CONF / f"{case.recipe}.yaml"), *case.overrides]))
+    return Work(config, "cpu", samples=10_000)
 
 
-def cost_of(case: Case, batch: int) -> StepCost:
-    """Of the same step, counted on meta."""
-    with torch.device("meta"):
-        net = build(case.model, **case.arguments).train()
-        images = torch.empty(batch, 3, case.side, case.side)
-        targets = torch.empty(batch, dtype=torch.int64)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-    return trace_step(
-        TrainingStep(
-            net=net,
-            batch=lambda: (images, targets),
-            loss=lambda both: F.cross_entropy(net(both[0]), both[1]),
-            optimizer=optimizer,
-            clip=lambda: torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0),
-            kind="cpu",
-        )
-    )
+def shape_of(work: Work, batch: tuple[int, ...]) -> StepShape:
+    """A micro-batch."""
+    if len(batch) == 1:
+        return work.images(batch[0])
+    views, scenes = batch
+    return work.views(views, work.largest().size, scenes)
 
 
-def rows_of(case: Case, bandwidth: float) -> list[Row]:
-    """The share of the peak at the first batch size, and the foretold time of the second."""
-    torch.manual_seed(0)
-    net = build(case.model, **case.arguments).train()
+def describe(batch: tuple[int, ...]) -> str:
+    """For the rows."""
+    return f"{batch[0]} images" if len(batch) == 1 else f"{batch[1]} x {batch[0]} views"
+
+
+def matmul() -> Callable[[], Tensor]:
+    """The product that stands for the machine's peak."""
     a, b = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
 
     def product() -> Tensor:
         with torch.inference_mode():
             return linear(a, b)
 
-    first, second = case.batches
-    costs = {batch: cost_of(case, batch) for batch in case.batches}
-    steps = {
-        batch: step_on(net, torch.randn(batch, 3, case.side, case.side), torch.zeros(batch, dtype=torch.int64))
-        for batch in case.batches
-    }
-    timing = compare(steps[first], product, rounds=7, warmup=1, clock=time.process_time)
+    return product
+
+
+def rows_of(case: Case, machine: Device) -> list[Row]:
+    """The share of the peak at the first batch, and the foretold time of the second."""
+    work = work_of(case)
+    shapes = [shape_of(work, batch) for batch in (case.calibrated, case.foretold)]
+    first, second = (work.cost(shape) for shape in shapes)
+    real = work.on_this_machine()
+    calibration, foretold = (real.real_step(shape) for shape in shapes)
+    timing = compare(calibration, matmul(), rounds=ROUNDS, warmup=1, clock=time.process_time)
     peaks = [2 * MATMUL**3 / seconds for seconds in timing.peer_s]
-    shares = [costs[first].flops / own / peak for own, peak in zip(timing.ours_s, peaks, strict=True)]
+    shares = [first.flops / own / peak for own, peak in zip(timing.ours_s, peaks, strict=True)]
     low, share, high = statistics.quantiles(shares, n=4)
-    both = compare(steps[second], steps[first], rounds=7, warmup=1, clock=time.process_time)
     peak = statistics.median(peaks)
-    machine = Device("here", 0, peak, peak, peak, bandwidth, launch_s=0.0)
-    errors = []
-    for measured, calibration in zip(both.ours_s, both.peer_s, strict=True):
-        efficiency = calibrated_efficiency(calibration, costs[first].operations, machine, tf32=False)
-        foretold = step_seconds(costs[second].operations, machine, tf32=False, efficiency=efficiency)
-        errors.append(100 * (foretold / measured - 1))
+    here = replace(machine, flops_float32=peak, flops_tf32=peak, flops_half=peak)
+    both = compare(foretold, calibration, rounds=ROUNDS, warmup=1, clock=time.process_time)
+    errors = [error_of(first, second, *times, here) for times in zip(both.peer_s, both.ours_s, strict=True)]
     lowest, error, highest = statistics.quantiles(errors, n=4)
     return [
         Row(
-            name=f"Use of the machine: training step of {case.name}, batch {first}",
+            name=f"Use of the machine: training step of {case.name}, {describe(case.calibrated)}",
             ratio=f"**{100 * share:.0f} % of the peak**",
             spread=f"{100 * low:.0f}–{100 * high:.0f} %",
             ours=f"{share * peak / 1e9:,.0f} GFLOP/s",
@@ -123,7 +117,8 @@ def rows_of(case: Case, bandwidth: float) -> list[Row]:
             command=f"`{COMMAND}`",
         ),
         Row(
-            name=f"Plan: step time of {case.name}, batch {second}, calibrated at batch {first}",
+            name=f"Plan: step time of {case.name}, {describe(case.foretold)}, "
+            f"calibrated at {describe(case.calibrated)}",
             ratio=f"**{error:+.0f} %**",
             spread=f"{lowest:+.0f} to {highest:+.0f} %",
             ours=f"{1e3 * statistics.median(both.ours_s):,.0f} ms",
@@ -132,12 +127,20 @@ def rows_of(case: Case, bandwidth: float) -> list[Row]:
     ]
 
 
+def error_of(first: StepCost, second: StepCost, first_s: float, second_s: float, machine: Device) -> float:
+    """Percent by which the second step's time is foretold too long, from the first's."""
+    efficiency = calibrated_efficiency(first_s, first.operations, machine, tf32=False)
+    return 100 * (step_seconds(second.operations, machine, tf32=False, efficiency=efficiency) / second_s - 1)
+
+
 def main() -> None:
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pin_threads(1)
-    assert measure_matmul_peak(256, rounds=2) > 0
-    bandwidth = measure_bandwidth()
-    for case in CASES:
-        record(*rows_of(case, bandwidth), where=environment())
+    machine = this_machine()
+    chosen = [case for case in CASES if case.recipe in sys.argv[1:]] or CASES
+    for case in chosen:
+        record(*rows_of(case, machine), where=environment("timm", "lightning"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
+import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,14 +17,18 @@ import torch
 
 from cli.arguments import split
 from cli.doctor import parse
-from cli.errors import UserError
+from cli.errors import UserError, did_you_mean
+from cli.plan_run import RunPhase, loading_of
 from cli.plan_work import StepShape, Work
 from restrike.plan.devices import DEVICES, Device, this_machine
-from restrike.plan.estimate import EFFICIENCY, IMAGES_PER_CORE_S, Phase, Run, calibrated_efficiency, estimate_run
-from restrike.plan.memory import OVERHEAD_BYTES, GpuMemory, memory_per_gpu
-from restrike.plan.report import Plan, as_json, as_text, save_plot
+from restrike.plan.estimate import EFFICIENCY, Phase, Run, calibrated_efficiency, estimate_run
+from restrike.plan.memory import OVERHEAD_BYTES, GpuMemory, memory_per_gpu, most_that_fits
+from restrike.plan.report import PhaseSummary, Plan, as_json, as_text, save_plot
 from restrike.plan.step import StepCost
+from restrike.plan.trace import Operation
 
+_MANY_VIEWS = 16
+_PICTURES = (".png", ".pdf", ".svg")
 _EPILOG = """\
 Beside these options the line takes what `fit` takes: overrides of the recipe (model=fastervit_4, trainer=fsdp) and
 options of its parts (--data.batch_size_per_device 64, --trainer.num_nodes 2, --model.grad_checkpointing true).
@@ -36,14 +46,35 @@ class _Options(argparse.ArgumentParser):
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"a share between 0 and 1, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text}")
     return value
 
 
 def _positive(text: str) -> float:
-    if (value := float(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"a number above 0, got {text}")
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return value
+
+
+def _device(text: str) -> str:
+    known = [*DEVICES, "cpu"]
+    if (name := text.lower()) not in known:
+        alike = [device for device in known if device.startswith(name)]
+        hint = f" Did you mean {' or '.join(alike)}?" if alike else did_you_mean(name, known)
+        raise argparse.ArgumentTypeError(f"unknown device '{text}', expected one of {', '.join(known)}.{hint}")
+    return name
+
+
+def _picture(text: str) -> Path:
+    if (file := Path(text)).suffix not in _PICTURES:
+        raise argparse.ArgumentTypeError(f"expected a file that ends in {', '.join(_PICTURES)}, got '{text}'")
+    return file
 
 
 def _parser() -> _Options:
@@ -51,14 +82,15 @@ def _parser() -> _Options:
         "python -m cli plan", description=__doc__, epilog=_EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--device", choices=[*DEVICES, "cpu"], help="default: a100-80, or cpu for a recipe of the CPU")
+    names = ", ".join([*DEVICES, "cpu"])
+    parser.add_argument("--device", type=_device, help=f"{names}; default: a100-80, or cpu for a recipe of the CPU")
     parser.add_argument("--utilisation", type=_share, help="share of the device's peak; default: a roofline")
     parser.add_argument("--calibrate", action="store_true", help="measure one training step here first (--device cpu)")
-    parser.add_argument("--samples", type=int, help="training samples an epoch, where the data is not here")
-    parser.add_argument("--samples_per_core", type=_positive, default=IMAGES_PER_CORE_S, help="a second, of the loader")
+    parser.add_argument("--samples", type=_count, help="training samples an epoch, where the data is not here")
+    parser.add_argument("--samples_per_core", type=_positive, help="images or scenes a second of a loader's core")
     parser.add_argument("--price_per_gpu_hour", type=_positive, help="for the cost of the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the plan as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="memory against batch or views (also into the JSON)")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="memory by batch or views (also into the JSON)")
     return parser
 
 
@@ -72,6 +104,9 @@ def main(argv: list[str]) -> int:
     arguments = split(["fit", *rest])
     if not arguments.configs:
         raise UserError("plan needs the line that you would give to fit: --config conf/….yaml …")
+    if options.calibrate and options.utilisation is not None:
+        raise UserError("plan: --calibrate measures what --utilisation gives: leave one of them out")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # callbacks say when they change stages
     plan = make_plan(parse(arguments), options, Path(arguments.configs[-1]).stem)
     print(as_text(plan))
     if options.json is not None:
@@ -91,14 +126,17 @@ def make_plan(config: Any, options: argparse.Namespace, recipe: str) -> Plan:
         torch.set_num_threads(config.cpu_threads)
     work = Work(config, "cpu" if name == "cpu" else "cuda", options.samples)
     device = this_machine() if name == "cpu" else DEVICES[name]
-    shapes = work.shapes()
-    plain = [work.cost(shape) for shape in shapes]
-    taught = [work.cost(shape, with_teacher=True) for shape in shapes] if work.mesa else plain
-    memories = [_memory(work, cost, name) for cost in taught]
-    largest = max(range(len(memories)), key=lambda index: memories[index].total)
-    samples = sum(shape.samples for shape in shapes) * work.accumulated
-    per_step = samples / len(shapes) * work.layout.ranks
-    efficiency = _calibrated(work, shapes[0], plain[0], device) if options.calibrate else EFFICIENCY
+    shapes, largest = work.shapes(), work.largest()
+    phases = [_phase(work, phase, shapes, largest, name) for phase in work.phases]
+    first, fullest = phases[0], max(phases, key=lambda phase: phase.memory.total)
+    samples = work.samples_per_pass() * work.accumulated
+    memory_of = partial(_total, work, name)
+    work.enter(fullest.phase)
+    fits_up_to = ""
+    if device.memory_bytes and fullest.memory.total > device.memory_bytes:
+        fits_up_to = what_fits(work, memory_of, device.memory_bytes, fullest.memory.total)
+    curve = _curve(work, name, largest) if options.plot else {}
+    efficiency = _efficiency(work, shapes, device, options)
     parameters = list(work.net.parameters())
     return Plan(
         recipe=recipe,
@@ -106,77 +144,131 @@ def make_plan(config: Any, options: argparse.Namespace, recipe: str) -> Plan:
         layout=work.layout.describe(),
         precision=str(config.trainer.precision or "32-true"),
         parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        trained=first.trained,
+        batch=_describe_batch(work, shapes, largest),
+        typical=() if shapes == [largest] else tuple(shape.describe() for shape in shapes),
         batch_size_per_device=work.data.batch_size_per_device,
-        samples_per_step=round(per_step),
-        flops_per_sample=sum(cost.flops for cost in plain) / samples,
-        forward_flops_per_sample=sum(cost.forward_flops for cost in plain) / samples,
-        flops_per_step=sum(cost.flops for cost in plain) // len(plain),
-        memory=memories[largest],
-        saved_bytes=taught[largest].saved_bytes,
-        run=_run(work, options, device, plain, taught, round(per_step), efficiency),
-        curve=_curve(work, name, shapes) if options.plot else {},
-        curve_unit="views per scene" if shapes[0].views > 1 else "images per GPU",
+        samples_per_step=round(samples * work.layout.ranks, 1),
+        flops_per_sample=first.flops / samples,
+        forward_flops_per_sample=first.forward_flops / samples,
+        flops_per_step=round(first.flops),
+        memory=fullest.memory,
+        saved_bytes=fullest.saved_bytes,
+        phases=tuple(PhaseSummary(p.name, p.phase.steps, p.trained, round(p.flops), p.memory) for p in phases),
+        run=_run(work, options, device, phases, samples * work.layout.ranks, efficiency),
+        fits_up_to=fits_up_to,
+        curve=curve,
+        curve_unit=_curve_unit(work, largest),
+        curve_mark=largest.views if largest.views > 1 else largest.samples,
         notes=tuple(work.notes),
     )
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A phase of the run with the cost of its mean step and the memory of its largest."""
+
+    phase: RunPhase
+    name: str
+    trained: int
+    costs: list[StepCost]
+    memory: GpuMemory
+    saved_bytes: int
+
+    @property
+    def flops(self) -> float:
+        return sum(cost.flops for cost in self.costs) / len(self.costs)
+
+    @property
+    def forward_flops(self) -> float:
+        return sum(cost.forward_flops for cost in self.costs) / len(self.costs)
+
+    @property
+    def operations(self) -> Counter[Operation]:
+        """Of the mean step; shapes come equally often."""
+        operations: Counter = Counter()
+        for cost in self.costs:
+            operations.update(cost.operations)
+        return Counter({operation: count / len(self.costs) for operation, count in operations.items()})  # type: ignore[misc]
+
+
+def _phase(work: Work, phase: RunPhase, shapes: list[StepShape], largest: StepShape, device: str) -> _Phase:
+    name = work.enter(phase)
+    trained = sum(p.numel() for p in work.net.parameters() if p.requires_grad)
+    costs = {shape: _cost(work, shape) for shape in {*shapes, largest}}
+    memory = _memory(work, costs[largest], device)
+    return _Phase(phase, name, trained, [costs[shape] for shape in shapes], memory, costs[largest].saved_bytes)
+
+
+def _cost(work: Work, shape: StepShape) -> StepCost:
+    """With a sign of life where it takes long."""
+    if shape.views >= _MANY_VIEWS:
+        print(f"plan: following a step of {shape.describe()} …", file=sys.stderr, flush=True)
+    return work.cost(shape)
 
 
 def _memory(work: Work, cost: StepCost, device: str) -> GpuMemory:
     return memory_per_gpu(cost, work.parallelism(), 0 if device == "cpu" else OVERHEAD_BYTES)
 
 
+def _total(work: Work, device: str, shape: StepShape) -> int:
+    return _memory(work, work.cost(shape), device).total
+
+
 def _run(
-    work: Work,
-    options: argparse.Namespace,
-    device: Device,
-    plain: list[StepCost],
-    taught: list[StepCost],
-    samples_per_step: int,
-    efficiency: float,
+    work: Work, options: argparse.Namespace, device: Device, phases: list[_Phase], samples: float, efficiency: float
 ) -> Run | None:
-    steps = work.steps()
-    if steps is None:
+    if work.length.total is None:
         return None
-    phases = [_phase(count, costs) for count, costs in zip(steps, (plain, taught), strict=True)]
     return estimate_run(
-        phases,
+        [Phase(phase.name, phase.phase.steps or 0, phase.operations) for phase in phases],
         device,
         tf32=work.tf32,
         ranks=work.layout.ranks,
         nodes=work.layout.nodes,
-        samples_per_step=samples_per_step,
+        samples_per_step=samples,
+        loading=loading_of(work.data, options.samples_per_core),
         utilisation=options.utilisation,
         efficiency=efficiency,
-        samples_per_core_s=options.samples_per_core,
         price_per_gpu_hour=options.price_per_gpu_hour,
     )
 
 
-def _phase(steps: int, costs: list[StepCost]) -> Phase:
-    """Steps whose shapes come equally often: their mean cost."""
-    operations: Counter = Counter()
-    for cost in costs:
-        operations.update(cost.operations)
-    for operation in operations:
-        operations[operation] /= len(costs)  # type: ignore[assignment]
-    return Phase(steps, sum(cost.flops for cost in costs) // len(costs), operations)
+def _efficiency(work: Work, shapes: list[StepShape], device: Device, options: argparse.Namespace) -> float:
+    """Of this machine at the recipe's own first step where that is to be measured."""
+    if not options.calibrate:
+        return EFFICIENCY
+    work.enter(work.phases[0])
+    real = work.on_this_machine()
+    real.enter(real.phases[0])
+    return calibrated_efficiency(real.measure(shapes[0]), work.cost(shapes[0]).operations, device, work.tf32)
 
 
-def _curve(work: Work, device: str, shapes: list[StepShape]) -> dict[int, GpuMemory]:
+def _describe_batch(work: Work, shapes: list[StepShape], largest: StepShape) -> str:
+    samples = work.samples_per_pass() * work.accumulated * work.layout.ranks
+    if largest.views == 1:
+        return f"{largest.samples:,} per GPU and pass, {samples:,.0f} samples a step"
+    most = "" if shapes == [largest] else " at most"
+    return f"{largest.describe()} per GPU and pass{most}; {samples:,.4g} scenes a step"
+
+
+def what_fits(work: Work, memory_of: Callable[[StepShape], int], room: int, refused: int) -> str:
+    """The key of the data that bounds memory, and the largest value of it that fits; what to try where none does."""
+    for key, make, own in work.sizes():
+        most = most_that_fits(lambda size, make=make: memory_of(make(size)), room, own, refused)  # type: ignore[misc]
+        if most:
+            return f"{key} {most} fits"
+        refused = memory_of(make(1))
+    return "not even one sample fits: try --model.grad_checkpointing true, trainer=fsdp, or a larger device"
+
+
+def _curve(work: Work, device: str, largest: StepShape) -> dict[int, GpuMemory]:
     """Memory at a few sizes around the recipe's own."""
-    if shapes[0].views == 1:
-        own = work.data.batch_size_per_device
-        sizes = {size: work.images(size) for size in sorted({max(2, own // 4), max(2, own // 2), own, 2 * own})}
-    else:
-        most = work.data.shape.max_views
-        size = max((shape.size for shape in shapes), key=lambda side: side[0] * side[1])
-        sizes = {views: work.views(views, size, 1) for views in sorted({2, max(2, most // 2), most})}
-    return {
-        size: _memory(work, work.cost(shape, with_teacher=work.mesa is not None), device)
-        for size, shape in sizes.items()
-    }
+    return {size: _memory(work, work.cost(shape), device) for size, shape in work.curve(largest).items()}
 
 
-def _calibrated(work: Work, shape: StepShape, cost: StepCost, device: Device) -> float:
-    """The efficiency of this machine at the recipe's own step, without MESA."""
-    return calibrated_efficiency(work.on_this_machine().measure(shape), cost.operations, device, work.tf32)
+def _curve_unit(work: Work, largest: StepShape) -> str:
+    if largest.views == 1:
+        return "images per GPU"
+    height, width = largest.size
+    return f"views per scene, {largest.samples} scene(s) of {height} x {width} per GPU"

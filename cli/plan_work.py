@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from callbacks import EMA, MESA, StagedFreezing
 from cli.doctor import build
 from cli.draw import build_data
 from cli.errors import UserError
+from cli.plan_run import RunLength, RunPhase
 from cli.topology import resolve_topology
 from lightning_modules.networks import repeated_blocks
+from restrike.data.multiview_plan import BatchShape, DynamicShape
 from restrike.models.layers.derived import derived_modules
-from restrike.plan.batches import meta_images, meta_views
+from restrike.plan.batches import meta_images, meta_views, with_values
 from restrike.plan.kernels import DeviceKind
 from restrike.plan.memory import Parallelism
+from restrike.plan.shapes import largest_shape, mean_scenes, typical_shapes
 from restrike.plan.step import StepCost, TrainingStep, trace_step
 
 _AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 _TRUE_TYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
-# Training images of public sets, by number of classes: used, and said, where the data is not here.
-_KNOWN_SETS = {1000: ("ImageNet-1k", 1_281_167), 21841: ("ImageNet-21k", 14_197_122), 200: ("CUB-200-2011", 5_994)}
-_SHAPES_DRAWN = 5  # of a multi-view recipe whose steps differ in shape
+# Shapes that stand for the mean step of a recipe whose steps differ, where it has at most so many views: a long rollout
+# takes tens of seconds to follow.
+_SHAPES = {24: 3, 32: 2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ class StepShape:
     samples: int
     views: int
     size: tuple[int, int]
-    make: Callable[[], Any]
+    make: Callable[[], Any] = field(compare=False)
+
+    def describe(self) -> str:
+        """For the report."""
+        height, width = self.size
+        return f"{self.samples} x {self.views} views of {height} x {width}"
 
 
 class Work:
@@ -81,14 +88,19 @@ class Work:
         self.config, self.kind, self._samples, self._device = config, kind, samples, device
         self.notes: list[str] = []
         self.layout = self._find_layout()
-        self.data: Any = build_data(config.data.as_dict())
+        try:
+            self.data: Any = build_data(config.data.as_dict())
+        except ValueError as error:
+            raise UserError(f"plan: {str(error).lstrip(': ')}") from error
         self.accumulated: int = config.trainer.accumulate_grad_batches
-        self.epochs, self.batches_per_epoch = config.trainer.max_epochs, self._count_batches(samples)
+        self.length = RunLength(config, self.data, self.layout.ranks, samples)
+        self.notes += self.length.notes
         self.module = self._build_module()
         self._callbacks = [build(spec) for spec in (config.callbacks or {}).values() if _is_ours(spec)]
+        self._facts = self._trainer_facts()
         self.optimizer = self._optimizer()
-        self.mesa = next((callback for callback in self._callbacks if isinstance(callback, MESA)), None)
-        self._average = next((callback for callback in self._callbacks if isinstance(callback, EMA)), None)
+        self._mesa, self._freezing, self._average = (self._callback(kind) for kind in (MESA, StagedFreezing, EMA))
+        self.phases = self.length.phases(self._freezing, self._mesa)
         self._runs_whole = True
         if config.model.init_args.get("compile", "none") != "none":
             self.notes.append("torch.compile is not followed: memory and time are those of eager mode")
@@ -102,31 +114,62 @@ class Work:
         """Whether float32 products may use TF32."""
         return self.config.model.init_args.get("float32_matmul_precision", "highest") != "highest"
 
-    def steps(self) -> tuple[int, int] | None:
-        """Optimiser steps (without MESA's teacher, with it); None where the epoch's length is not known."""
-        trainer = self.config.trainer
-        if self.batches_per_epoch is None:
-            return None if trainer.max_steps <= 0 else (trainer.max_steps, 0)
-        per_epoch = math.ceil(self.batches_per_epoch / self.accumulated)
-        epochs = self.epochs if self.epochs and self.epochs > 0 else math.inf
-        if trainer.max_steps > 0:
-            epochs = min(epochs, trainer.max_steps / per_epoch)
-        if math.isinf(epochs):
-            return None
-        total = round(epochs * per_epoch)
-        with_teacher = 0
-        if self.mesa is not None:
-            with_teacher = per_epoch * sum(self.mesa.is_active(epoch) for epoch in range(math.ceil(epochs)))
-        return total - min(with_teacher, total), min(with_teacher, total)
+    def enter(self, phase: RunPhase) -> str:
+        """Freeze and teach as in that phase; says what sets it apart."""
+        self._facts.global_step, self._facts.current_epoch = phase.start, phase.epoch
+        for callback in (self._freezing, self._mesa):
+            if callback is not None:
+                callback.on_train_batch_start(self._facts, self.module, None, 0)
+        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        teacher = ", with MESA's teacher" if "mesa" in self.module.loss_terms else ""
+        return f"from step {phase.start:,}: {trained / 1e6:,.1f} M trained{teacher}"
 
     def shapes(self) -> list[StepShape]:
-        """Micro-batches that the recipe draws: one, or a few of a recipe whose shapes differ."""
+        """Micro-batches that stand for the mean step: one, or a few of a recipe whose shapes differ."""
+        if not hasattr(self.data, "shape"):
+            return [self.images(self.data.batch_size_per_device)]
+        policy = self.data.shape
+        count = next((count for views, count in _SHAPES.items() if policy.max_views <= views), 1)
+        return [self._views_of(shape) for shape in typical_shapes(policy, count)]
+
+    def samples_per_pass(self) -> float:
+        """Samples of a GPU's micro-batch, in the mean."""
         data = self.data
-        if not hasattr(data, "shape"):
-            return [self.images(data.batch_size_per_device)]
-        random = np.random.default_rng(0)
-        drawn = {data.shape.draw(random) for _ in range(_SHAPES_DRAWN)}
-        return [self.views(shape.kept_views, shape.size, shape.scenes) for shape in sorted(drawn)]
+        return mean_scenes(data.shape) if hasattr(data, "shape") else float(data.batch_size_per_device)
+
+    def largest(self) -> StepShape:
+        """The micro-batch that takes the most memory."""
+        if not hasattr(self.data, "shape"):
+            return self.images(self.data.batch_size_per_device)
+        return self._views_of(largest_shape(self.data.shape))
+
+    def sizes(self) -> Iterator[tuple[str, Callable[[int], StepShape], int]]:
+        """Keys of the data that bound memory: name, the largest micro-batch at another value, and the recipe's own.
+
+        A later one is for where the first at 1 is still too much.
+        """
+        if not hasattr(self.data, "shape"):
+            yield "data.batch_size_per_device", self.images, self.data.batch_size_per_device
+            return
+        policy, largest = self.data.shape, self.largest()
+        if isinstance(policy, DynamicShape):
+            resized: Callable[[int], StepShape] = lambda images: self._views_of(  # noqa: E731
+                largest_shape(replace(policy, max_img_per_gpu=images, views=min(policy.views, max(2, images))))
+            )
+            yield "data.shape.init_args.max_img_per_gpu", resized, policy.max_img_per_gpu
+            return
+        scenes = partial(self.views, largest.views, largest.size)
+        yield "data.shape.init_args.scenes", scenes, largest.samples
+        yield "with one scene, data.shape.init_args.views", lambda n: self.views(n, largest.size, 1), largest.views
+
+    def curve(self, largest: StepShape) -> dict[int, StepShape]:
+        """Micro-batches around the largest, by the images or the views that they have."""
+        if largest.views == 1:
+            own = largest.samples
+            return {size: self.images(size) for size in sorted({max(2, own // 4), max(2, own // 2), own, 2 * own})}
+        most = largest.views
+        counts = sorted({min(2, most), max(2, most // 4), max(2, most // 2), max(2, 3 * most // 4), most})
+        return {views: self.views(views, largest.size, largest.samples) for views in counts}
 
     def images(self, batch_size: int) -> StepShape:
         """A classifier's micro-batch of another size."""
@@ -140,11 +183,8 @@ class Work:
         depth_size = size if side is None else (side, side)
         return StepShape(scenes, views, size, lambda: meta_views(scenes, views, size, depth_size))
 
-    def cost(self, shape: StepShape, *, with_teacher: bool = False) -> StepCost:
-        """Of one optimiser step over micro-batches of that shape."""
-        self.module.loss_terms.pop("mesa", None)
-        if with_teacher and self.mesa is not None:
-            self.module.loss_terms["mesa"] = self.mesa.term
+    def cost(self, shape: StepShape) -> StepCost:
+        """Of one optimiser step over micro-batches of that shape, in the phase that was entered last."""
         if self._runs_whole:
             try:
                 return trace_step(self._step(shape, self._training_step))
@@ -155,7 +195,7 @@ class Work:
                 first_line = str(error).partition("\n")[0]
                 self.notes.append(f"the loss looks at values ({first_line}), so the forward pass stands for it")
         try:
-            return trace_step(self._step(shape, lambda batch: _sum(self.module(batch.images))))
+            return trace_step(self._step(shape, lambda batch, _: _sum(self.module(batch.images))))
         except TypeError as error:
             raise UserError(
                 f"plan: the loss of {type(self.module).__name__} looks at values, and its forward pass takes more than "
@@ -168,24 +208,39 @@ class Work:
 
     def measure(self, shape: StepShape, steps: int = 3) -> float:
         """Median seconds of a real optimiser step on noise, after one that is not counted."""
-        step = self._step(shape, self._training_step)
-        dtype = step.autocast
-        seconds = []
+        take, seconds = self.real_step(shape), []
         for _ in range(1 + steps):
-            batches = [tree_map(_with_values, step.batch()) for _ in range(step.micro_batches)]
             start = time.perf_counter()
-            for number, batch in enumerate(batches):
-                with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-                    loss = step.loss(batch)
-                if number == 0:
-                    self.optimizer.zero_grad()
-                (loss / step.micro_batches).backward()
-            self._clip()
-            self.optimizer.step()
-            if step.move_average is not None:
-                step.move_average()
+            take()
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[1:])
+
+    def real_step(self, shape: StepShape) -> Callable[[], None]:
+        """An optimiser step on noise, of a work that is on this machine."""
+        step = self._step(shape, self._training_step)
+        self._facts.strategy.run_backward = lambda loss: loss.backward()
+        batches = [with_values(shape.make()) for _ in range(step.micro_batches)]
+
+        def gradients(number: int) -> None:
+            dtype = step.autocast
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = self._training_step(batches[number], number)
+            if number == 0:
+                self.module.optimizer_zero_grad(0, 0, self.optimizer)
+            (loss / step.micro_batches).backward()
+
+        def closure() -> None:
+            gradients(step.micro_batches - 1)
+            self._clip()
+
+        def take() -> None:
+            for number in range(step.micro_batches - 1):
+                gradients(number)
+            self.module.optimizer_step(0, 0, self.optimizer, closure)
+            if step.move_average is not None:
+                step.move_average()
+
+        return take
 
     def parallelism(self) -> Parallelism:
         """For `memory_per_gpu`."""
@@ -195,22 +250,30 @@ class Work:
             return Parallelism("ddp", self.layout.ranks, self.layout.bucket_views)
         return Parallelism()
 
-    def _training_step(self, batch: Any) -> Tensor:
+    def _views_of(self, shape: BatchShape) -> StepShape:
+        return self.views(shape.kept_views, shape.size, shape.scenes)
+
+    def _callback(self, kind: type) -> Any:
+        return next((callback for callback in self._callbacks if isinstance(callback, kind)), None)
+
+    def _training_step(self, batch: Any, number: int) -> Tensor:
         """The module's own; `plan_step` of a module that has one takes its place."""
         step = getattr(self.module, "plan_step", None)
-        if step is not None:
+        if step is not None and self._device == "meta":
             return step(batch)
-        result = self.module.training_step(batch, 0)
+        result = self.module.training_step(batch, number)
         return result["loss"] if isinstance(result, dict) else result
 
-    def _step(self, shape: StepShape, loss: Callable[[Any], Tensor]) -> TrainingStep:
+    def _step(self, shape: StepShape, loss: Callable[[Any, int], Tensor]) -> TrainingStep:
         self.net.zero_grad()
-        average = self._average
-        return TrainingStep(
+        module, optimizer, average = self.module, self.optimizer, self._average
+        step = TrainingStep(
             net=self.net,
             batch=shape.make,
             loss=loss,
-            optimizer=self.optimizer,
+            optimizer=optimizer,
+            update=lambda closure: module.optimizer_step(0, 0, optimizer, closure),
+            zero_grad=lambda: module.optimizer_zero_grad(0, 0, optimizer),
             clip=self._clip,
             average=average.shadow() if average else None,
             move_average=average.average.update if average and average.average else None,
@@ -218,6 +281,8 @@ class Work:
             autocast=_AUTOCAST.get(str(self.config.trainer.precision)),
             kind=self.kind,
         )
+        self._facts.strategy.run_backward = step.backward
+        return step
 
     def _clip(self) -> None:
         trainer = self.config.trainer
@@ -225,7 +290,12 @@ class Work:
             self.module.configure_gradient_clipping(self.optimizer, trainer.gradient_clip_val, None)
 
     def _build_module(self) -> Any:
-        arguments = self.config.model.init_args.as_dict() | {"pretrained": None}
+        arguments = self.config.model.init_args.as_dict()
+        files = {name: value for name, value in arguments.items() if _is_start(name) and isinstance(value, str)}
+        if files and self._device == "meta":
+            given = ", ".join(f"model.{name}={value}" for name, value in files.items())
+            self.notes.append(f"weights to start from are not read, as no value matters: {given}")
+        arguments |= {name: None for name, value in arguments.items() if _is_start(name) and _is_given(value)}
         try:
             with torch.device(self._device):
                 module: Any = build({"class_path": self.config.model.class_path, "init_args": arguments})
@@ -233,12 +303,14 @@ class Work:
             raise UserError(f"plan: {error}") from error
         if (true_type := _TRUE_TYPES.get(str(self.config.trainer.precision))) is not None:
             module.to(true_type)
-        module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
+        if self._device == "meta":
+            module._device = torch.device("cpu")  # autocast and generators know no meta
+        module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # nobody logs
         return module.train()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """The module's own, after the callbacks that decide what is trained."""
-        facts = self._trainer_facts()
+        facts = self._facts
         for callback in self._callbacks:
             callback.setup(facts, self.module, "fit")
             if isinstance(callback, StagedFreezing):
@@ -251,24 +323,24 @@ class Work:
             made = self.module.configure_optimizers()
         except ValueError as error:
             raise UserError(f"plan: {error}") from error
-        finally:
-            self.module._trainer = None
         optimizer: torch.optim.Optimizer = made["optimizer"] if isinstance(made, dict) else made
         for group in optimizer.param_groups:  # on a GPU torch updates all tensors in one call, which takes memory
             if self.kind == "cuda" and "foreach" in group and group["foreach"] is None and not group.get("fused"):
                 group["foreach"] = True
+        facts.strategy.optimizers = facts.optimizers = [optimizer]
         return optimizer
 
     def _trainer_facts(self) -> Any:
-        """What modules, datamodules and callbacks ask of a trainer before the first step."""
-        trainer = self.config.trainer
-        batches = self.batches_per_epoch or 1000
+        """What modules, datamodules and callbacks ask of a trainer."""
+        trainer, length = self.config.trainer, self.length
+        batches = length.steps_per_epoch * self.accumulated
         return SimpleNamespace(
             world_size=self.layout.ranks, global_rank=0, current_epoch=0, global_step=0, overfit_batches=0,
             accumulate_grad_batches=self.accumulated, num_training_batches=batches, fast_dev_run=False,
-            estimated_stepping_batches=batches * (self.epochs or 1) // self.accumulated, max_epochs=self.epochs,
-            max_steps=trainer.max_steps, precision=str(trainer.precision), strategy=SingleDeviceStrategy("cpu"),
-            gradient_clip_val=trainer.gradient_clip_val, datamodule=self.data, optimizers=[], loggers=[],
+            estimated_stepping_batches=length.total or length.steps_per_epoch * max(1, length.epochs or 1),
+            max_epochs=length.epochs, max_steps=trainer.max_steps, precision=str(trainer.precision),
+            strategy=_PlannedStrategy(), gradient_clip_val=trainer.gradient_clip_val, datamodule=self.data,
+            optimizers=[], loggers=[], is_global_zero=True,
         )  # fmt: skip
 
     def _find_layout(self) -> Layout:
@@ -284,38 +356,30 @@ class Work:
             strategy = "ddp"
         return Layout(devices, topology.num_nodes, strategy, bool(arguments.get("gradient_as_bucket_view")))
 
-    def _count_batches(self, samples: int | None) -> int | None:
-        """Batches that a rank sees in an epoch."""
-        per_step = self.data.batch_size_per_device * self.layout.ranks
-        if samples is None:
-            batches = self._batches_of_data()
-            known = _KNOWN_SETS.get(getattr(self.data, "num_classes", -1))
-            if batches is None and known is not None:
-                self.notes.append(f"the data is not here: {known[0]}'s {known[1]:,} training images are assumed")
-                batches = known[1] // per_step
-        else:
-            batches = samples // per_step
-        if batches is None:
-            self.notes.append("the data is not here, and its size unknown: --samples N gives hours")
-            return None
-        limit = self.config.trainer.limit_train_batches
-        if limit is None or (limit == 1.0 and isinstance(limit, float)):
-            return max(1, batches)
-        return max(1, int(batches * limit) if isinstance(limit, float) else min(batches, int(limit)))
-
-    def _batches_of_data(self) -> int | None:
-        ranks = self.layout.ranks
-        self.data.trainer = SimpleNamespace(world_size=ranks, global_rank=0, current_epoch=0, overfit_batches=0)
-        try:
-            self.data.setup("fit")
-            return len(self.data.train_dataloader())
-        except (ValueError, OSError):
-            return getattr(self.data, "steps_per_epoch", None)
-        finally:
-            self.data.trainer = None
-
     def _num_classes(self) -> int:
         return int(self.config.model.init_args.get("num_classes", self.data.num_classes))
+
+
+class _PlannedStrategy(SingleDeviceStrategy):
+    """Has the parts of a batch go backward as the plan says."""
+
+    run_backward: Callable[[Tensor], None]
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self.run_backward(closure_loss)
+        return closure_loss
+
+
+def _is_start(name: str) -> bool:
+    """Whether an argument of a module names weights to start from."""
+    return name.startswith("pretrained") or name.endswith("pretrained")
+
+
+def _is_given(value: Any) -> bool:
+    return isinstance(value, (str, list))  # not the flags that say how to load them
 
 
 def _is_ours(spec: Any) -> bool:
@@ -340,16 +404,3 @@ def _sum(outputs: Any) -> Tensor:
     """A scalar that depends on every output that has a gradient."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return torch.stack([tensor.float().mean() for tensor in tensors]).sum()
-
-
-def _with_values(leaf: Any) -> Any:
-    """A tensor of the same shape on the CPU: noise, class 0, or true."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    if leaf.is_floating_point():
-        return torch.rand(leaf.shape, dtype=leaf.dtype, device="cpu")
-    return (
-        torch.ones(leaf.shape, dtype=leaf.dtype, device="cpu")
-        if leaf.dtype == torch.bool
-        else torch.zeros(leaf.shape, dtype=leaf.dtype, device="cpu")
-    )

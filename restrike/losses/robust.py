@@ -32,7 +32,7 @@ def nearest_rank_quantile(x: Tensor, quantile: float, mask: Tensor | None = None
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     ordered = torch.where(mask, x, torch.inf).flatten().sort().values
     rank = (quantile * (mask.sum() - 1).double()).round().long()
-    return ordered[rank.clamp(min=0)]
+    return ordered.index_select(0, rank.clamp(min=0)[None])[0]  # an index of its own would wait for the device
 
 
 def quantile_filter(x: Tensor, mask: Tensor, quantile: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,30 @@ def meta_views(scenes: int, views: int, size: tuple[int, int], depth_size: tuple
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def with_values(batch: ImageBatch | MultiViewBatch) -> ImageBatch | MultiViewBatch:
+    """The same batch on the CPU, to be timed: noise for images, class 0, and cameras side by side before a wall."""
+
+    def fill(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        made = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+        return torch.ones_like(made) if made.dtype == torch.bool else made
+
+    filled = batch._replace(**{name: fill(value) for name, value in batch._asdict().items()})
+    images = torch.rand(batch.images.shape, device="cpu")
+    if not isinstance(filled, MultiViewBatch):
+        return filled._replace(images=images)
+    height, width = images.shape[-2:]
+    cameras = torch.eye(3, 4, device="cpu").expand(filled.world_to_camera.shape).clone()
+    cameras[..., 0, 3] = 0.1 * torch.arange(images.shape[1], device="cpu")
+    lens = torch.tensor([[width, 0.0, width / 2], [0.0, width, height / 2], [0.0, 0.0, 1.0]], device="cpu")
+    return filled._replace(
+        images=images,
+        depth=1 + torch.rand(filled.depth.shape, device="cpu"),
+        intrinsics=lens.expand(filled.intrinsics.shape).clone(),
+        world_to_camera=cameras,
+        crop_boxes=torch.tensor([0.0, 0.0, width, height], device="cpu").expand(filled.crop_boxes.shape).clone(),
+        source_sizes=torch.tensor([height, width], device="cpu").expand(filled.source_sizes.shape).clone(),
+    )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 GB = 10**9
 TERA = 10**12
@@ -22,7 +23,9 @@ class Device:
         flops_tf32: the same where float32 products may use TF32.
         flops_half: the same of bfloat16 and float16.
         bandwidth: bytes per second of its memory.
-        launch_s: the host's time for one operator in eager mode; the device waits where its work is shorter.
+        launch_s: the host's time for one operator in eager mode.
+        overlaps: the host launches the next operators meanwhile, so the device only waits where its work is shorter;
+            a CPU is its own host and spends both.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Device:
     flops_half: float
     bandwidth: float
     launch_s: float = 8e-6
+    overlaps: bool = True
 
     def peak(self, is_half: bool, tf32: bool) -> float:
         """FLOP/s of products of that type."""
@@ -67,11 +71,27 @@ def measure_bandwidth(size: int = 1 << 26, rounds: int = 5, device: str = "cpu")
     return 2 * size / min(_seconds(lambda: target.copy_(source), device) for _ in range(rounds))
 
 
+def measure_launch(layers: int = 32, rounds: int = 9) -> float:
+    """Seconds of an operator of a training step that has next to nothing to compute, on this CPU."""
+    from restrike.plan.trace import Trace
+
+    parts = [part for _ in range(layers) for part in (nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())]
+    net, x = nn.Sequential(*parts), torch.ones(4, 8)
+
+    def step() -> None:
+        (net(x) + x).mean().backward()
+
+    step()
+    with Trace() as trace:
+        step()
+    return min(_seconds(step, "cpu") for _ in range(rounds)) / sum(trace.operations.values())
+
+
 def this_machine() -> Device:
     """The CPU here with the threads that torch has, measured in about a second."""
     peak = measure_matmul_peak()
     name = f"this CPU, {torch.get_num_threads()} thread(s)"
-    return Device(name, 0, peak, peak, peak, measure_bandwidth(), launch_s=0.0)
+    return Device(name, 0, peak, peak, peak, measure_bandwidth(), launch_s=measure_launch(), overlaps=False)
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:

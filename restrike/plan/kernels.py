@@ -68,18 +68,25 @@ class _Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        is_attention = func is F.scaled_dot_product_attention
+        if kwargs.get("generator") is not None:  # meta has none; what is drawn has no values there
+            kwargs = {**kwargs, "generator": None}
+            if isinstance(kwargs.get("device"), torch.device):
+                kwargs["device"] = torch.device("meta")
+        rule = _RULES.get(func)
+        if rule is None:
+            rule = _RULES[func] = _rule(func)
+        if rule == "plain":
+            return func(*args, **kwargs)
         if torch.is_autocast_enabled(_STATE):
-            if is_attention or name in _LOWER:
+            if rule in ("attention", "lower"):
                 args, kwargs = self._cast((args, kwargs), torch.get_autocast_dtype(_STATE))
-            elif name in _FLOAT32:
+            elif rule == "float32":
                 args, kwargs = self._cast((args, kwargs), torch.float32)
-            elif name in _WIDEST:
+            else:
                 types_given = [t.dtype for t in tree_leaves((args, kwargs)) if _is_castable(t)]
                 if torch.float32 in types_given:
                     args, kwargs = self._cast((args, kwargs), torch.float32)
-        if is_attention:
+        if rule == "attention":
             return _attention(self._kind, *args, **kwargs)
         return func(*args, **kwargs)
 
@@ -93,6 +100,18 @@ class _Kernels(TorchFunctionMode):
         if id(value) not in self._weights:
             self._weights[id(value)] = value, value.to(dtype)
         return self._weights[id(value)][1]
+
+
+_RULES: dict[Any, str] = {}
+
+
+def _rule(func: Callable[..., Any]) -> str:
+    """What autocast does with a function's arguments."""
+    if func is F.scaled_dot_product_attention:
+        return "attention"
+    name = getattr(func, "__name__", "")
+    lists = {"lower": _LOWER, "float32": _FLOAT32, "widest": _WIDEST}
+    return next((rule for rule, names in lists.items() if name in names), "plain")
 
 
 def _is_castable(value: Any) -> bool:

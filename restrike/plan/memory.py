@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +72,29 @@ def memory_per_gpu(cost: StepCost, parallelism: Parallelism, overhead: int = OVE
     gathered = 3 * parallelism.largest_block_bytes + parallelism.unblocked_bytes
     split = Counter({**peak, **{kind: -(-peak[kind] // ranks) for kind in ("weights", "optimizer", "average")}})
     return _memory(split, gradients=-(-cost.all_gradients // ranks), gathered=gathered, overhead=overhead)
+
+
+def most_that_fits(total: Callable[[int], int], room: int, refused: int, refused_total: int) -> int:
+    """The largest size below `refused` whose total is at most `room`, to 2 %, by secants; 0 where 1 is too much.
+
+    Args:
+        total: Bytes at a size; grows with it.
+        room: Bytes that there are.
+        refused: A size that does not fit.
+        refused_total: Its bytes.
+    """
+    low, low_total = 0, 0
+    high, high_total = refused, refused_total
+    probe = max(1, high // 2)
+    while high - low > max(1, high // 50):
+        size = total(probe)
+        if size <= room:
+            low, low_total = probe, size
+        else:
+            high, high_total = probe, size
+        share = (room - low_total) / max(1, high_total - low_total)
+        probe = high // 2 if low == 0 else min(max(low + int(share * (high - low)), low + 1), high - 1)
+    return low
 
 
 def _memory(

@@ -12,7 +12,19 @@ from restrike.plan.devices import DEVICES, GB, Device
 from restrike.plan.estimate import Run
 from restrike.plan.memory import GpuMemory
 
-_CURVES = ("activations", "gradients", "optimizer", "average", "weights", "gathered", "overhead")
+_CURVES = ("activations", "batch", "gradients", "optimizer", "average", "weights", "gathered", "overhead")
+
+
+@dataclass(frozen=True)
+class PhaseSummary:
+    """Steps of equal cost: how many (None: unknown), parameters trained, FLOPs of the mean step, memory of the
+    largest."""
+
+    name: str
+    steps: int | None
+    trained: int
+    flops_per_step: int
+    memory: GpuMemory
 
 
 @dataclass(frozen=True)
@@ -20,8 +32,15 @@ class Plan:
     """Everything that is known before launch.
 
     Attributes:
+        trained: parameters, in the first phase; also the FLOPs, of its mean step without a teacher that comes later.
+        batch: the largest, in words.
+        typical: batches whose mean gives time and FLOPs, where they are not all alike.
+        memory: at the peak of the largest step of the phase that takes most.
+        phases: what changes in the run: frozen parameters, a teacher.
+        fits_up_to: where it does not fit, the largest that would.
         curve: memory by batch size per device, or by views.
         curve_unit: what the curve's keys count.
+        curve_mark: the recipe's own key.
         notes: what was assumed.
     """
 
@@ -31,17 +50,22 @@ class Plan:
     precision: str
     parameters: int
     trained: int
+    batch: str
     batch_size_per_device: int
-    samples_per_step: int
+    samples_per_step: float
     flops_per_sample: float
     forward_flops_per_sample: float
     flops_per_step: int
     memory: GpuMemory
     saved_bytes: int
     run: Run | None
+    phases: tuple[PhaseSummary, ...] = ()
+    fits_up_to: str = ""
     curve: Mapping[int, GpuMemory] = field(default_factory=dict)
     curve_unit: str = "images per GPU"
+    curve_mark: int = 0
     notes: tuple[str, ...] = ()
+    typical: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -64,11 +88,13 @@ def as_text(plan: Plan) -> str:
     }
     verdict = "" if not device.memory_bytes else f" of {_bytes(device.memory_bytes)}: "
     verdict += "" if not device.memory_bytes else "fits" if plan.fits else "DOES NOT FIT"
+    verdict += f"; {plan.fits_up_to}" if plan.fits_up_to else ""
     lines = [
         ("recipe", plan.recipe),
         ("on", f"{plan.layout}, {device.name}, {plan.precision}"),
         ("parameters", f"{plan.parameters / 1e6:,.1f} M, {plan.trained / 1e6:,.1f} M of them trained"),
-        ("batch", f"{plan.batch_size_per_device} per GPU and pass, {plan.samples_per_step:,} samples a step"),
+        ("batch", plan.batch),
+        *([("  mean of", ", ".join(plan.typical))] if plan.typical else []),
         (
             "FLOPs",
             f"{_flops(plan.flops_per_sample)} per sample ({_flops(plan.forward_flops_per_sample)} forward), "
@@ -76,18 +102,32 @@ def as_text(plan: Plan) -> str:
         ),
         ("memory per GPU", f"{_bytes(memory.total)}{verdict}"),
         *((f"  {name}", _bytes(size)) for name, size in parts.items() if size),
+        *_phase_lines(plan),
         *(_run_lines(plan.run) if plan.run else []),
         *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{name:<24}{text}" for name, text in lines)
 
 
+def _phase_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Of a run that has more than one."""
+    if len(plan.phases) < 2:
+        return []
+    times = {phase.name: phase for phase in plan.run.phases} if plan.run else {}
+    lines = []
+    for phase in plan.phases:
+        time = times.get(phase.name)
+        runs = "" if time is None else f", {time.step_s * 1e3:,.0f} ms x {time.steps:,} steps = {_hours(time.hours)}"
+        lines.append(("phase", f"{phase.name}: {_bytes(phase.memory.total)}{runs}"))
+    return lines
+
+
 def _run_lines(run: Run) -> list[tuple[str, str]]:
     price = "" if run.price is None else f", {run.price:,.0f} for the run"
     return [
-        ("step", f"{run.step_s * 1e3:,.0f} ms, {run.utilisation:.1%} of the peak, {run.samples_per_s:,.0f} samples/s"),
+        ("step", f"{run.step_s * 1e3:,.0f} ms, {run.utilisation:.1%} of the peak, {run.samples_per_s:,.3g} samples/s"),
         ("run", f"{run.steps:,} steps, {_hours(run.hours)}, {run.gpu_hours:,.0f} GPU-hours{price}"),
-        ("data per node", f"{run.bytes_per_s / 1e6:,.0f} MB/s from storage, {run.loader_cores:,.0f} cores of loaders"),
+        ("data per node", f"{run.bytes_per_s / 1e6:,.3g} MB/s from storage, {run.loader_cores:,.2g} cores of loaders"),
     ]
 
 
@@ -96,6 +136,8 @@ def as_json(plan: Plan) -> str:
     record: dict[str, Any] = asdict(plan)
     record["fits"] = plan.fits
     record["memory"]["total"] = plan.memory.total
+    for phase, summary in zip(record["phases"], plan.phases, strict=True):
+        phase["memory"]["total"] = summary.memory.total
     record["curve"] = {str(size): asdict(memory) | {"total": memory.total} for size, memory in plan.curve.items()}
     return json.dumps(record, indent=1) + "\n"
 
@@ -116,9 +158,11 @@ def save_plot(plan: Plan, file: Path) -> None:
     for device in {known.memory_bytes: known for known in DEVICES.values()}.values():
         if device.memory_bytes / GB < 1.6 * most:
             axes.axhline(device.memory_bytes / GB, color="black", linestyle="--", linewidth=0.8)
-            axes.annotate(f"{device.memory_bytes / GB:.0f} GB", (sizes[0], device.memory_bytes / GB), va="bottom")
-    if plan.batch_size_per_device in plan.curve:
-        axes.axvline(plan.batch_size_per_device, color="black", linewidth=0.8)
+            axes.annotate(
+                f"{device.memory_bytes / GB:.0f} GB", (sizes[-1], device.memory_bytes / GB), va="bottom", ha="right"
+            )
+    if plan.curve_mark in plan.curve:
+        axes.axvline(plan.curve_mark, color="black", linewidth=0.8)
     axes.set(xlabel=plan.curve_unit, ylabel="GB per GPU at the peak", title=f"{plan.recipe}, {plan.precision}")
     axes.set_xlim(sizes[0], sizes[-1])
     axes.legend(loc="upper left", frameon=False, reverse=True)

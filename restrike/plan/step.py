@@ -23,25 +23,69 @@ class TrainingStep:
     Attributes:
         net: what is trained; parameters and buffers of it are weights.
         batch: makes one micro-batch, as the device gets it.
-        loss: forward pass and loss of a micro-batch; a scalar.
+        loss: forward pass and loss of a micro-batch, given with its number in the step; a scalar. It may call
+            `backward` for parts of the batch that have a backward pass of their own.
         optimizer: over parameters of `net`; None for a forward and backward pass alone.
+        update: takes the optimiser's step, or several, with a closure that computes the gradients; None:
+            `optimizer.step(closure)`.
+        zero_grad: frees the gradients of the step before; None: of all parameters.
         clip: clips gradients before the update.
         average: network that follows `net` (EMA), and what moves it.
         micro_batches: accumulated per step.
         autocast: type of "16-mixed" or "bf16-mixed"; None otherwise.
         kind: of the device whose kernels are meant.
+        on_backward: called before and after each backward pass; `trace_step` looks at memory and FLOPs there.
     """
 
     net: nn.Module
     batch: Callable[[], Any]
-    loss: Callable[[Any], Tensor]
+    loss: Callable[[Any, int], Tensor]
     optimizer: torch.optim.Optimizer | None = None
+    update: Callable[[Callable[[], None]], Any] | None = None
+    zero_grad: Callable[[], None] | None = None
     clip: Callable[[], Any] | None = None
     average: nn.Module | None = None
     move_average: Callable[[], None] | None = None
     micro_batches: int = 1
     autocast: torch.dtype | None = None
     kind: DeviceKind = "cuda"
+    on_backward: Callable[[bool], None] = lambda is_over: None
+
+    def backward(self, loss: Tensor) -> None:
+        """`loss.backward()`, with the device's kernels also for what checkpointing computes again in it: the public
+        function leaves every such context while it runs."""
+        self.on_backward(False)
+        with device_kernels(self.kind, None):
+            _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
+        self.on_backward(True)
+
+    def compute_gradients(self, batch: Any, number: int) -> None:
+        """Forward and backward pass of a micro-batch. Lightning frees the old gradients between them, not before."""
+        with device_kernels(self.kind, self.autocast):
+            loss = self.loss(batch, number)
+        if number == 0:
+            if self.zero_grad is not None:
+                self.zero_grad()
+            else:
+                self.net.zero_grad()
+        self.backward(loss)
+
+    def finish(self, batch: Any, number: int) -> None:
+        """The last micro-batch, and the update that follows it."""
+
+        def closure() -> None:
+            self.compute_gradients(batch, number)
+            if self.clip is not None:
+                self.clip()
+
+        if self.optimizer is None:
+            closure()
+        elif self.update is not None:
+            self.update(closure)
+        else:
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+        if self.move_average is not None:
+            self.move_average()
 
 
 @dataclass(frozen=True)
@@ -79,18 +123,15 @@ def trace_step(step: TrainingStep) -> StepCost:
                 trace.name("average", _tensors(step.average))
             _leave_traces(step, trained, trace)
             trace.reset()
-            forward_flops, saved = _run(step, trace)
+            operations, forward_flops, saved = _run(step, trace)
     finally:
         for hook in hooks:
             hook.remove()
         for parameter in trained:
             parameter.grad = None
-    # What is accumulated beyond two micro-batches adds work, not memory.
-    repeats = max(1, step.micro_batches / 2)
-    operations = Counter({operation: round(count * repeats) for operation, count in trace.operations.items()})
     return StepCost(
-        flops=round(trace.flops * repeats),
-        forward_flops=round(forward_flops * repeats),
+        flops=sum(operation.flops * count for operation, count in operations.items()),
+        forward_flops=forward_flops,
         operations=operations,
         peak=trace.peak,
         peak_without_gradients=trace.peak_without_gradients,
@@ -109,36 +150,39 @@ def _leave_traces(step: TrainingStep, trained: list[nn.Parameter], trace: Trace)
         trace.name("optimizer", _optimizer_tensors(step.optimizer))
 
 
-def _run(step: TrainingStep, trace: Trace) -> tuple[int, int]:
-    """(FLOPs of the forward passes, activation bytes at the end of a forward pass)."""
-    forward_flops = saved = 0
-    for number in range(min(2, step.micro_batches)):
+def _run(step: TrainingStep, trace: Trace) -> tuple[Counter[Operation], int, int]:
+    """(operators, FLOPs outside of backward passes, activation bytes when one of these began)."""
+    watch = _Backward(trace)
+    step.on_backward = watch
+    passes = min(2, step.micro_batches)  # what is accumulated beyond two micro-batches adds work, not memory
+    a_pass, forward_flops = Counter[Operation](), 0
+    for number in range(passes):
         batch = step.batch()
         trace.name("batch", (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
-        before = trace.flops
-        with device_kernels(step.kind, step.autocast):
-            loss = step.loss(batch)
-        forward_flops += trace.flops - before
-        saved = max(saved, trace.live["activations"])
-        if number == 0:  # Lightning frees the old gradients after the forward pass, not before it
-            for parameter in step.net.parameters():
-                parameter.grad = None
-        _backward(loss, step.kind)
-        del loss, batch
-    if step.clip is not None:
-        step.clip()
-    if step.optimizer is not None:
-        step.optimizer.step()
-    if step.move_average is not None:
-        step.move_average()
-    return forward_flops, saved
+        if number < passes - 1:
+            step.compute_gradients(batch, number)
+            a_pass, forward_flops = Counter(trace.operations), trace.flops - watch.flops
+        else:
+            step.finish(batch, number)
+        del batch
+    more = step.micro_batches - passes
+    operations = trace.operations + Counter({operation: more * count for operation, count in a_pass.items()})
+    return operations, trace.flops - watch.flops + more * forward_flops, watch.saved
 
 
-def _backward(loss: Tensor, kind: DeviceKind) -> None:
-    """`loss.backward()`, with the device's kernels also for what checkpointing computes again in it: the public
-    function leaves every such context while it runs."""
-    with device_kernels(kind, None):
-        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
+class _Backward:
+    """FLOPs of the backward passes, and the activations that wait for the one that finds the most."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace, self._before = trace, 0
+        self.flops = self.saved = 0
+
+    def __call__(self, is_over: bool) -> None:
+        if is_over:
+            self.flops += self._trace.flops - self._before
+        else:
+            self._before = self._trace.flops
+            self.saved = max(self.saved, self._trace.live["activations"])
 
 
 def _tensors(net: nn.Module) -> Iterator[Tensor]:

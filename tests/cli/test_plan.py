@@ -1,8 +1,10 @@
-"""`python -m cli plan`: of every classifier's recipe, before launch, without data and without a GPU."""
+"""`python -m cli plan`: of every recipe, before launch, without data, weights and a GPU."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from cli.__main__ import main
 from cli.arguments import split
 from cli.doctor import build, parse
-from recipes import CLASSIFIERS, path
+from recipes import ALL, ROOT, path, smoke_group
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
 
@@ -31,31 +33,61 @@ def plan(tmp_path, capfd, monkeypatch):
     return run
 
 
-LARGE = {name for name in CLASSIFIERS if name.startswith(("fastervit_3", "fastervit_4", "fastervit_5", "fastervit_6"))}
-QUICK = {"fastervit_4_21k_768"}  # the one with accumulation and large tables
-SWEPT = [
-    pytest.param(name, marks=pytest.mark.slow) if name in LARGE - QUICK else name
-    for name in CLASSIFIERS
-    if not name.startswith("quickstart")
-]
+TRAINED = [name for name in ALL if name != "predict"]
+ON_A100_80 = ("cut3r", "vggt", "diffusionsfm", "vit")
 
 
-@pytest.mark.parametrize("name", SWEPT)
-def test_every_classifiers_recipe_fits_the_gpus_it_names(name, capfd):
-    text = Path(path(name)).read_text()
-    device = "a100-80" if "A100-80G" in text else "a100-40"
+LONG = "cut3r_dpt_512_vary_4_64"  # 4 parts, each through all chunks
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == LONG else n for n in TRAINED])
+def test_every_recipe_is_planned_without_data_and_without_weights(name, plan):
+    small = [] if name.startswith("smoke") else [f"+smoke={smoke_group(name)}"]
+    weights = [option for option in ("--model.pretrained", "no/such.ckpt") if "smoke" not in name]
+    code, text, record = plan(name, *small, *weights, "--device", "a100-40")
+    assert code == 0 and ": fits" in text and "stands for it" not in text, text
+    assert record["flops_per_sample"] > 2 * record["forward_flops_per_sample"] * 0.5 > 0
+    assert ("model.pretrained=no/such.ckpt" in text) == bool(weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_recipe_fits_the_gpus_it_names(name, capfd):
+    device = "a100-80" if "A100-80G" in Path(path(name)).read_text() or name.startswith(ON_A100_80) else "a100-40"
     assert main(["plan", "--config", path(name), "--device", device]) == 0
     report = capfd.readouterr().out
     assert ": fits" in report and "GPU-hours" in report
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["smoke_vggt", "smoke_cut3r"])
-def test_multi_view_recipes_are_planned_by_their_views(name, plan):
-    code, text, record = plan(name, "--device", "a100-80", "--plot", "memory.png")
-    assert code == 0 and record["memory"]["activations"] > 0 and record["curve_unit"] == "views per scene"
+def test_stages_of_a_run_have_a_memory_and_a_time_each(plan):
+    _, text, record = plan(
+        "diffusionsfm_dense", "+smoke=diffusionsfm", "--trainer.max_steps", "60000", "--trainer.max_epochs", "-1",
+        "--device", "a100-40",
+    )  # fmt: skip
+    frozen, whole = record["phases"]
+    assert (frozen["steps"], whole["steps"]) == (50_000, 10_000)
+    assert frozen["trained"] < whole["trained"] <= record["parameters"]
+    assert frozen["memory"]["total"] < whole["memory"]["total"] == record["memory"]["total"]
+    assert frozen["flops_per_step"] < whole["flops_per_step"]
+    assert "from step 50,000" in text
+    assert record["run"]["hours"] == pytest.approx(sum(phase["hours"] for phase in record["run"]["phases"]))
+
+
+def test_nodes_and_devices_change_samples_state_and_hours(plan):
+    argv = ("smoke_cut3r", "--device", "a100-40")
+    one, many = plan(*argv)[2], plan(*argv, "--trainer.num_nodes", "4", "--trainer.devices", "2")[2]
+    assert many["samples_per_step"] == 8 * one["samples_per_step"]
+    assert many["run"]["steps"] * 8 == one["run"]["steps"] == 3 * 800 // 4
+    assert many["run"]["gpu_hours"] == pytest.approx(one["run"]["gpu_hours"])
+
+
+@pytest.mark.parametrize("name", ["smoke_vggt", pytest.param("smoke_cut3r", marks=pytest.mark.slow)])
+def test_multi_view_recipes_are_plotted_by_their_views(name, plan):
+    code, _, record = plan(name, "--device", "a100-80", "--plot", "memory.png")
+    assert code == 0 and record["curve_unit"].startswith("views per scene")
     totals = [memory["total"] for _, memory in sorted(record["curve"].items(), key=lambda item: int(item[0]))]
-    assert len(totals) >= 2 and totals == sorted(totals)
+    assert len(totals) >= 2 and totals == sorted(totals) and totals[-1] == record["memory"]["total"]
+    assert Path("memory.png").is_file()
 
 
 def test_parameters_are_exact_and_state_follows_from_them(plan):
@@ -102,16 +134,30 @@ def test_a_frozen_backbone_is_not_trained(plan):
     assert record["flops_per_sample"] == pytest.approx(record["forward_flops_per_sample"], rel=0.01)
 
 
-def test_what_does_not_fit_is_said_by_the_exit_code(plan):
+def test_what_does_not_fit_is_said_by_the_exit_code_with_the_largest_that_would(plan):
     code, text, record = plan("vit_finetune", "--device", "a100-40", "--data.batch_size_per_device", "96")
     assert code == 1 and "DOES NOT FIT" in text and record["fits"] is False
+    key, most, _ = record["fits_up_to"].split()
+    assert key == "data.batch_size_per_device" and record["fits_up_to"] in text
+    assert plan("vit_finetune", "--device", "a100-40", f"--{key}", most)[0] == 0
+    assert plan("vit_finetune", "--device", "a100-40", f"--{key}", str(int(most) + 3))[0] == 1
+
+
+def test_scenes_that_fit_are_found_for_multi_view_data(plan):
+    code, _, record = plan(
+        "diffusionsfm_sparse", "+smoke=diffusionsfm", "data.init_args.shape.init_args.scenes=400000", "--device",
+        "a100-40", "--data.epoch_length", "1000000",
+    )  # fmt: skip
+    assert code == 1 and record["fits_up_to"].startswith("data.shape.init_args.scenes ")
+    assert 500 < int(record["fits_up_to"].split()[1]) < 400000
 
 
 def test_the_size_of_the_data_is_given_assumed_or_missed(plan):
     assert "CUB-200-2011's 5,994 training images are assumed" in plan("vit_finetune")[1]
-    code, text, record = plan("quickstart")
+    code, text, record = plan("quickstart", "--data.data", "data/other")
     assert code == 0 and record["run"] is None and "--samples N gives hours" in text
-    code, text, record = plan("quickstart", "--samples", "1437", "--plot", "memory.png")
+    code, text, record = plan("quickstart", "--plot", "memory.png")
+    assert "digits's 1,437 training images are assumed" in text
     assert record["run"]["steps"] == 24 * (1437 // 64)
     assert Path("memory.png").is_file()
     totals = [record["curve"][size]["total"] for size in ("16", "32", "64", "128")]
@@ -127,8 +173,17 @@ def test_a_calibration_measures_a_step_here(plan):
     ("argv", "expected"),
     [
         ([], "--config conf"),
-        (["--config", path("fastervit_0"), "--device", "a101"], "invalid choice: 'a101'"),
+        (["--config", path("fastervit_0"), "--device", "a100"], "Did you mean a100-40 or a100-80?"),
+        (
+            ["--config", path("fastervit_0"), "--device", "h20"],
+            "unknown device 'h20', expected one of a100-40, a100-80",
+        ),
         (["--config", path("fastervit_0"), "--utilisation", "30"], "a share between 0 and 1"),
+        (["--config", path("fastervit_0"), "--samples", "0"], "a whole number of 1 or more"),
+        (["--config", path("fastervit_0"), "--price_per_gpu_hour", "nan"], "a number above 0"),
+        (["--config", path("fastervit_0"), "--plot", "memory.gif"], "ends in .png, .pdf, .svg"),
+        (["--config", path("fastervit_0"), "--devise", "h100"], "devise"),
+        (["--config", path("fastervit_0"), "--calibrate", "--utilisation", "0.3"], "leave one of them out"),
         (["--config", path("fastervit_0"), "--calibrate"], "add --device cpu"),
         (["--config", path("fastervit_0"), "--model.model_name", "faster_vit_9_224"], "unknown model_name"),
     ],
@@ -143,3 +198,16 @@ def test_help_lists_the_options(capsys):
         main(["plan", "--help"])
     assert leaving.value.code == 0
     assert "--price_per_gpu_hour" in capsys.readouterr().out
+
+
+def test_every_reproduction_target_prints_its_plan_before_it_starts():
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = makefile.partition("##@ Reproduce a paper")[2]
+    targets = re.findall(r"^([a-z0-9-]+): \$\(STAMP\)", recipes, flags=re.MULTILINE)
+    assert len(targets) > 20
+    for target in targets:
+        lines = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout  # fmt: skip
+        planned, started = lines.index("-m cli plan --config"), lines.index("-m cli fit --config")
+        assert planned < started, target

@@ -18,6 +18,7 @@ def onednn(monkeypatch):
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(module, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(module, "_SMALL", 0)
 
 
 def operands(*lead):
@@ -49,6 +50,19 @@ def test_the_other_kernel_really_runs(onednn, monkeypatch):
     with torch.no_grad():
         linear_gelu(x, weight, bias)
     assert calls == ["none", "none", "none", "gelu"]  # forward, two gradients, and the fused form
+
+
+def test_small_products_are_left_to_pytorch_in_training(onednn, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "_kernel", lambda x, w, b, activation: calls.append(len(x)) or F.linear(x, w, b))
+    x, weight, bias = operands(3)
+    monkeypatch.setattr(module, "_SMALL", 2 * 3 * 6 * 5 + 1)
+    linear(x, weight, bias)
+    assert not calls
+    linear(x.repeat(2, 1), weight, bias)
+    with torch.no_grad():
+        linear(x, weight, bias)  # no gradient, no way through Python
+    assert calls == [6, 3]
 
 
 def test_gradients_of_gradients(onednn):

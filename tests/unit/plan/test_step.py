@@ -41,7 +41,7 @@ def planned(batch: int, **settings: Any) -> StepCost:
         TrainingStep(
             net=net,
             batch=lambda: torch.empty(batch, 3, SIDE, SIDE, device="meta"),
-            loss=lambda images: net(images).square().mean(),
+            loss=lambda images, _: net(images).square().mean(),
             optimizer=optimizer,
             **{"kind": "cpu"} | settings,
         )
@@ -165,6 +165,46 @@ def test_checkpointing_keeps_less_and_computes_more(autocast):
     assert again.saved_bytes < 0.5 * whole.saved_bytes
     assert again.peak["activations"] < 0.7 * whole.peak["activations"]
     assert 1.2 < again.flops / whole.flops < 4 / 3 + 0.01
+
+
+def test_what_was_seen_before_is_not_worked_out_again_and_counts_the_same():
+    def step(x: Tensor) -> Tensor:
+        halves = torch.split(x.t() @ x, [3, 5])
+        return F.layer_norm(halves[0] * 2, (8,)).sum() + (halves[1].expand(4, 5, 8) + 1.0).sum()
+
+    with Trace() as once:
+        step(torch.empty(4, 8, device="meta"))
+    with Trace() as twice:
+        results = [step(torch.empty(4, 8, device="meta")) for _ in range(2)]
+    assert twice.operations == once.operations + once.operations
+    assert [(r.shape, r.dtype, r.stride()) for r in results] == [((), torch.float32, ())] * 2
+    assert twice.peak["activations"] <= once.peak["activations"] + 4
+    ones, doubles = (torch.ones(4, dtype=dtype, device="meta") for dtype in (torch.float32, torch.float64))
+    with Trace():
+        assert [(ones * other).dtype for other in (2, doubles, 2.0)] == [torch.float32, torch.float64, torch.float32]
+
+
+def test_parts_with_a_backward_pass_of_their_own_add_work_and_keep_no_activations():
+    net = network("meta")
+
+    def in_parts(images: Tensor, _: int) -> Tensor:
+        for part in images[:-8].split(8):
+            step.backward(net(part).square().mean())
+        return net(images[-8:]).square().mean()
+
+    def whole(images: Tensor, _: int) -> Tensor:
+        return net(images).square().mean()
+
+    costs = []
+    for loss in (in_parts, whole):
+        with torch.device("meta"):
+            optimizer = torch.optim.AdamW(net.parameters())
+        step = TrainingStep(net, lambda: torch.empty(24, 3, SIDE, SIDE, device="meta"), loss, optimizer, kind="cpu")
+        costs.append(trace_step(step))
+    parts, all_at_once = costs
+    assert parts.flops == pytest.approx(all_at_once.flops, rel=0.02)  # tables of positions, three times
+    assert parts.forward_flops == pytest.approx(all_at_once.forward_flops, rel=0.03)
+    assert parts.saved_bytes < 0.4 * all_at_once.saved_bytes
 
 
 def test_accumulated_batches_add_work_and_not_memory_and_state_is_counted_once():
