@@ -20,6 +20,7 @@ from callbacks.staged_freezing import StagedFreezing
 from callbacks.step_seed import StepSeed
 from callbacks.throughput import Throughput
 from callbacks.validation_guard import TrainingDivergedError, ValidationGuard
+from callbacks.view_benchmark import ViewBenchmark
 from callbacks.write_predictions import WritePredictions
 from callbacks.write_scene import WriteScene
 
@@ -48,6 +49,7 @@ __all__ = [
     "Throughput",
     "TrainingDivergedError",
     "ValidationGuard",
+    "ViewBenchmark",
     "WritePredictions",
     "WriteScene",
 ]

@@ -59,6 +59,24 @@ class HasEvaluationSet(Protocol):
     protocol: str
 
 
+class HasViewSet(Protocol):
+    """A datamodule of sequences of views: `view_set` (a `ViewSet` below `root`) by `protocol`; `own_sequences` are this
+    rank's, in the order of its batches, each of which begins one where its first `frame_numbers` is 0."""
+
+    view_set: Any
+    protocol: str
+    root: Any
+    own_sequences: Any
+
+
+class PredictsViews(Protocol):
+    """A module whose evaluation steps return what `predict_step` says where this is set: a dict with "world_to_camera"
+    [B, V, 3, 4], perhaps "views" (`PredictedViews`), perhaps "points_world" [B, V, P, Q, 3] in the first camera. For
+    one that streams, `on_predict_start` begins another scene."""
+
+    predicts_only: bool
+
+
 class CountsAccuracy(Protocol):
     """A module whose evaluation updates `metrics["test"]` (and val, each with _ema) with logits, targets, valid."""
 

@@ -13,7 +13,8 @@ from restrike.metrics import majority_class_accuracy
 class Report(Callback):
     """At the end of a test prints a table, and writes `report.md` and `report.json` into the run folder.
 
-    Where the frames of an evaluation are frozen in a file (`data.val_frames`), its hash stands beside the numbers.
+    Where the frames of an evaluation are frozen in a file (`data.val_frames`), its hash stands beside the numbers;
+    where the data say what an evaluation is called (`evaluation_frames`), that does.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,6 +31,9 @@ class Report(Callback):
         record = {"checkpoint": tested, "images": sum(counts) if counts else None, **metrics}
         is_classifier = any(name.startswith("test/top1") for name in metrics)
         table = result_table(metrics) if is_classifier else metric_table(metrics)
+        if said := getattr(trainer.datamodule, "evaluation_frames", None):
+            record["protocol"] = said
+            table = f"{said}\n\n{table}"
         if frames := frozen_frames(getattr(trainer.datamodule, "val_frames", None) or root / "val_frames.json"):
             record["frames"] = frames
             table += f"\n\nframes: {frames}"

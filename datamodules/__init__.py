@@ -2,6 +2,7 @@
 
 from datamodules.co3d import CO3DDataModule
 from datamodules.co3d_orders import CO3DOrdersDataModule
+from datamodules.evaluation_views import EvaluationViewsDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.imagenet import ImageNetDataModule
 from datamodules.imagenet_variants import ImageNetVariantsDataModule
@@ -11,6 +12,7 @@ from datamodules.photo_folder import PhotoFolderDataModule
 __all__ = [
     "CO3DDataModule",
     "CO3DOrdersDataModule",
+    "EvaluationViewsDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "ImageNetVariantsDataModule",

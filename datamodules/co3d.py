@@ -30,6 +30,7 @@ from restrike.data.multiview_frames import (
     DrawnViews,
     draw_every_scene,
     find_frames,
+    frame_lists_hash,
     frame_lists_of,
     load_frame_lists,
     load_frame_orders,
@@ -62,6 +63,7 @@ class CO3DDataModule(ImageDataModule):
         val_frames: File with the frames to evaluate on, {category: {sequence: [frame numbers]}}, or a folder of
             `<category>.json` with RelPose++'s orders. null draws them by `val_sampler` and `seed`, and writes
             `val_frames.json` into the run folder.
+        protocol: What an evaluation is called; with the hash of its frames it then stands beside a test's numbers.
         seed: Of order, views, shapes and augmentation.
         order: "permuted" deals every sample equally often; "independent" draws each anew (VGGT).
         epoch_length: Samples per epoch; null = as many as there are ("N @" in CUT3R's recipes).
@@ -96,6 +98,7 @@ class CO3DDataModule(ImageDataModule):
         val_transform: ViewTransform,
         val_sampler: ViewSampler | None = None,
         val_frames: str | None = None,
+        protocol: str | None = None,
         seed: int = 0,
         order: Order = "permuted",
         epoch_length: int | None = None,
@@ -121,6 +124,7 @@ class CO3DDataModule(ImageDataModule):
         )
         super().__init__(val_shape.size[1], mean, std, workers)
         self.data, self.seed, self.order, self.access = data, seed, order, access
+        self.protocol = protocol
         self.sampler, self.val_sampler, self.val_frames = sampler, val_sampler or sampler, val_frames
         self.shape, self.val_shape = shape, val_shape
         self.transform, self.val_transform = transform, val_transform
@@ -195,6 +199,20 @@ class CO3DDataModule(ImageDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called before `train_dataloader`, which goes on from there."""
         self._restored = dict(state_dict) or None
+
+    @property
+    def evaluation_frames(self) -> str | None:
+        """Protocol, number of frames and hash of their list, for beside a test's numbers; None without a protocol."""
+        return self._describe(self._source("val"), [self._drawn])
+
+    def _describe(self, source: SceneSource, drawn: list[list[DrawnViews]]) -> str | None:
+        """Of one or several lists of frames."""
+        if self.protocol is None:
+            return None
+        hashes = [frame_lists_hash(frame_lists_of(source, views))[:16] for views in drawn]
+        count = sum(len(one.positions) for views in drawn for one in views)
+        sequences = len({one.scene for views in drawn for one in views})
+        return f"{self.protocol}; {sequences:,} sequences, {count:,} frames; frame list sha256 {', '.join(hashes)}"
 
     @property
     def bad_samples(self) -> int:

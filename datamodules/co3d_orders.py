@@ -74,6 +74,11 @@ class CO3DOrdersDataModule(CO3DDataModule):
             for scene in range(len(source))
         }
 
+    @property
+    def evaluation_frames(self) -> str | None:
+        """As in `CO3DDataModule`; of a test with a hash for each order."""
+        return self._describe(self._source("test"), self._orders) if self._orders else super().evaluation_frames
+
     def test_dataloader(self) -> EvalLoader:
         """Each sequence in each order, once over all ranks."""
         source = self._source("test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.co3d import normalize_views
 from restrike.data.decode import MAX_PIXELS, DecodeError
-from restrike.data.photo_views import PhotoTransform, PhotoView, stack_views
+from restrike.data.photo_views import PhotoTransform, PhotoView, views_batch
 from restrike.data.photos import list_photos, open_photo
 from restrike.data.samples import MultiViewBatch
 from restrike.export.scene_windows import windows
@@ -129,26 +129,4 @@ class _Windows:
                 views = [future.result() for future in waiting.popleft()]
                 read = [(path, view) for path, view in zip(window, views, strict=True) if view is not None]
                 if read:
-                    yield _batch(*zip(*read, strict=True))  # type: ignore[arg-type]
-
-
-def _batch(keys: Sequence[str], views: Sequence[PhotoView]) -> MultiViewBatch:
-    """A batch of one scene; `keys` has one name a view."""
-    images, boxes, sizes = stack_views(views)
-    count = len(views)
-    unknown = torch.zeros(1, count, 1, 1)
-    return MultiViewBatch(
-        images=images[None],
-        depth=unknown,
-        valid_depth=unknown.bool(),
-        foreground=unknown.bool(),
-        intrinsics=torch.full((1, count, 3, 3), torch.nan),
-        world_to_camera=torch.full((1, count, 3, 4), torch.nan),
-        crop_boxes=boxes[None],
-        source_sizes=sizes[None],
-        frame_numbers=torch.arange(count)[None],
-        is_video=torch.zeros(1, count, dtype=torch.bool),
-        valid=torch.ones(1, dtype=torch.bool),
-        keys=list(keys),
-        seed=0,
-    )
+                    yield views_batch(*zip(*read, strict=True))  # type: ignore[arg-type]

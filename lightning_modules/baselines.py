@@ -14,6 +14,7 @@ from lightning_modules.networks import build_network
 class ComparesWithUntrained(TrainsInParts):
     """Evaluates such a network too, in a test whose module says `test_untrained`; logs when an evaluation ends."""
 
+    predicts_only: bool = False  # set by a callback that scores what `predict_step` says, in place of these metrics
     _untrained: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule
 
     def competitors(self, stage: str) -> dict[str, nn.Module]:

@@ -139,13 +139,13 @@ class MultiViewReconstructionModule(ComparesWithUntrained):
             h.valid_range,
         )
 
-    def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """Metrics of the raw and the averaged weights, and of the trivial predictor."""
-        self._evaluate(batch, "val")
+        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "val")
 
-    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> None:
+    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """As in validation, with points and perhaps the untrained network."""
-        self._evaluate(batch, "test")
+        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the

@@ -77,6 +77,7 @@ class RayDiffusionModule(TrainingModule):
     """
 
     net: DiffusionSfM
+    predicts_only: bool = False  # set by a callback that scores what `predict_step` says, in place of these metrics
 
     def __init__(
         self,
@@ -161,6 +162,8 @@ class RayDiffusionModule(TrainingModule):
 
     def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any]:
         """Loss and cameras of the raw and the averaged weights; returns sampled and true rays for pictures."""
+        if self.predicts_only:
+            return self.predict_step(batch, batch_idx)
         nets = self.evaluated()
         self._touched |= {*nets, "_trivial"}  # on every rank, also where all rows are padding
         if not bool(batch.valid.any()):
@@ -188,16 +191,20 @@ class RayDiffusionModule(TrainingModule):
 
     def on_test_start(self) -> None:
         """Find what an earlier test of the same weights and settings has scored."""
+        if self.predicts_only:
+            return
         net = list(self.evaluated().values())[-1]
         folder = Path(self.trainer.default_root_dir) / "test"
         self._scores = SceneScores(folder, self._test_identity(net), self.global_rank)
 
-    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> None:
+    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """Score each scene with its first 2, 3, … views, unless it was scored before."""
+        if self.predicts_only:
+            return self.predict_step(batch, batch_idx)
         assert self._scores is not None
         wanted = batch.valid.cpu() & torch.tensor([not self._scores.has(key) for key in batch.keys])
         if not bool(wanted.any()):
-            return
+            return None
         net = list(self.evaluated().values())[-1]
         batch = select_scenes(batch, wanted)
         features, coords = net.encode(batch.images), coords_of(batch, self.net.width)
@@ -213,9 +220,12 @@ class RayDiffusionModule(TrainingModule):
             for row, score in zip(scores, found, strict=True):
                 row.append(score)
         self._scores.add(batch.keys, scores)
+        return None
 
     def on_test_epoch_end(self) -> None:
         """Print the table, write it into the run folder, log its values."""
+        if self.predicts_only:
+            return
         assert self._scores is not None
         self.trainer.strategy.barrier("scores")
         values = self._scores.summarize(is_writer=self.trainer.is_global_zero)

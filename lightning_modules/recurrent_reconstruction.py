@@ -163,14 +163,20 @@ class RecurrentReconstructionModule(ComparesWithUntrained):
         while self._sequences:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
-    def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """Metrics of the raw and the averaged weights, and of the trivial predictor."""
+        if self.predicts_only:
+            return self.predict_step(batch, batch_idx)
         self._evaluate(batch, "val", [None])
+        return None
 
-    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> None:
+    def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """As in validation, with reconstructions, and perhaps the untrained network and shorter sequences."""
+        if self.predicts_only:
+            return self.predict_step(batch, batch_idx)
         lengths = [n for n in self.hparams.test_lengths or () if n <= batch.images.shape[1]]
         self._evaluate(batch, "test", [None, *lengths])
+        return None
 
     def predict_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the

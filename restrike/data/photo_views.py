@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from restrike.data.decode import DecodeError
+from restrike.data.samples import MultiViewBatch
 
 _WHITE = 255
 _LANCZOS, _BICUBIC, _BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
@@ -62,11 +63,18 @@ class CUT3RPhotos:
         size: Pixels.
         is_square: The short side at `size` pixels instead, and its centred square: the 224-pixel models.
         patch_size: Of the network.
+        is_whole: Squeeze the picture to sides divisible by the patch instead of cutting it, as depth is evaluated.
     """
 
-    def __init__(self, size: int = 512, is_square: bool = False, patch_size: int = 16) -> None:
+    def __init__(self, size: int = 512, is_square: bool = False, patch_size: int = 16, is_whole: bool = False) -> None:
         _check_size(size, patch_size)
-        self.size, self.is_square, self.patch_size = size, is_square, patch_size
+        if is_whole and is_square:
+            raise ValueError("data.transform: a centred square (is_square) is not the whole picture (is_whole)")
+        self.size, self.is_square, self.patch_size, self.is_whole = size, is_square, patch_size, is_whole
+
+    def for_depth(self) -> CUT3RPhotos:
+        """The same as depth is evaluated: of the whole picture, but for the 224-pixel models."""
+        return self if self.is_square else CUT3RPhotos(self.size, False, self.patch_size, is_whole=True)
 
     def __call__(self, photo: Image.Image) -> PhotoView:
         """Resize, then cut.
@@ -83,8 +91,12 @@ class CUT3RPhotos:
             high = 3 * high // 4 // self.patch_size * self.patch_size if width == height else high
         if not (wide and high):
             raise DecodeError(f"{photo.height} x {photo.width} pixels are too narrow for patches of {self.patch_size}")
-        left, top = (width - wide) // 2, (height - high) // 2
         method = _LANCZOS if fixed > self.size else _BICUBIC
+        if self.is_whole:
+            squeezed = photo.resize((width, height), method).resize((wide, high), _LANCZOS)
+            box = torch.tensor([0, 0, photo.width, photo.height], dtype=torch.float32)
+            return PhotoView(_to_tensor(squeezed), box, (photo.height, photo.width))
+        left, top = (width - wide) // 2, (height - high) // 2
         return _resized(photo, (height, width), (left, top, left + wide, top + high), method)
 
 
@@ -126,6 +138,34 @@ def stack_views(views: Sequence[PhotoView]) -> tuple[Tensor, Tensor, Tensor]:
         grow = torch.stack([-left * across, -top * down, edges[1] * across, edges[3] * down])
         boxes.append(view.crop_box + grow)
     return torch.stack(images), torch.stack(boxes), torch.tensor([view.size for view in views])
+
+
+def views_batch(keys: Sequence[str], views: Sequence[PhotoView], first_number: int = 0) -> MultiViewBatch:
+    """Views of one scene as a batch whose cameras and depth are unknown (NaN and 0).
+
+    Args:
+        keys: One name a view.
+        views: In order.
+        first_number: Frame number of the first; the others follow.
+    """
+    images, boxes, sizes = stack_views(views)
+    count = len(views)
+    unknown = torch.zeros(1, count, 1, 1)
+    return MultiViewBatch(
+        images=images[None],
+        depth=unknown,
+        valid_depth=unknown.bool(),
+        foreground=unknown.bool(),
+        intrinsics=torch.full((1, count, 3, 3), torch.nan),
+        world_to_camera=torch.full((1, count, 3, 4), torch.nan),
+        crop_boxes=boxes[None],
+        source_sizes=sizes[None],
+        frame_numbers=torch.arange(first_number, first_number + count)[None],
+        is_video=torch.zeros(1, count, dtype=torch.bool),
+        valid=torch.ones(1, dtype=torch.bool),
+        keys=list(keys),
+        seed=0,
+    )
 
 
 def _resized(

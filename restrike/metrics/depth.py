@@ -72,15 +72,23 @@ def depth_errors(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
     difference = predicted - safe_true
     logarithm = predicted.clamp(min=_MIN_DEPTH).log() - safe_true.log()
     ratio = torch.maximum(predicted / safe_true, safe_true / predicted)
-    # A prediction that is not positive is wrong by any factor, and so is NaN.
-    hits = [(ratio < delta) & (predicted > 0) for delta in _DELTAS]
-    terms = [difference.abs() / safe_true, difference.square() / safe_true, difference.square(), logarithm.square()]
-    values = torch.stack([*terms, *(hit.double() for hit in hits)], dim=-1)
     count = valid.sum(-1)
-    means = torch.where(valid[..., None], values, 0.0).sum(-2) / count[..., None]
-    roots = means.sqrt()
-    is_root = torch.tensor([name in ("rmse", "log_rmse") for name in NAMES], device=means.device)
-    return torch.where(is_root, roots, means)
+
+    def mean(term: Tensor) -> Tensor:
+        return torch.where(valid, term, 0.0).sum(-1) / count
+
+    # One term after another: a video has tens of millions of pixels. A prediction that is not positive is wrong by any
+    # factor, and so is NaN.
+    return torch.stack(
+        [
+            mean(difference.abs() / safe_true),
+            mean(difference.square() / safe_true),
+            mean(difference.square()).sqrt(),
+            mean(logarithm.square()).sqrt(),
+            *(mean(((ratio < delta) & (predicted > 0)).double()) for delta in _DELTAS),
+        ],
+        dim=-1,
+    )
 
 
 class DepthErrors(Metric):
