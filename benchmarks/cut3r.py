@@ -1,8 +1,8 @@
 """CUT3R against a plain implementation that does everything view after view, and how memory grows with views.
 
-    python -m benchmarks.cut3r                   # all rows of docs/benchmarks.md
-    python -m benchmarks.cut3r --no-full         # without the 748 M parameter model
-    python -m benchmarks.cut3r --no-training
+    python -m benchmarks cut3r                   # all rows of docs/benchmarks.md but those of the full-size model
+    python -m benchmarks cut3r --rows=memory     # one group of them: rollouts, sequences or memory
+    python -m benchmarks cut3r --full            # the 748 M parameter model, 224 px: about ten minutes on one core
 
 The plain one shares our weights, and does what the release does: encoder, ray encoder (on zeros, where there is no ray
 map), decoders and heads once a view, rotary tables in every attention, attention where there is a single key.
@@ -27,14 +27,22 @@ from restrike.models import build
 from restrike.models.cut3r import CUT3R, Predictions, Stream
 from restrike.models.cut3r.heads import Tokens
 from restrike.models.cut3r.positions import state_positions, with_pose_token
+from restrike.models.cut3r.truncation import TruncatedSequence
 from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
 
 COMMAND = "python -m benchmarks cut3r"
+FULL = f"{COMMAND} --full"
 TOLERANCE = 1e-3  # outputs are exponentials, so rounding is magnified
 SMALL = {
     "enc_embed_dim": 384, "enc_depth": 6, "enc_num_heads": 6, "dec_embed_dim": 288, "dec_depth": 4,
     "dec_num_heads": 6, "state_dec_num_heads": 6, "state_size": 256, "local_mem_size": 64,
 }  # fmt: skip
+TINY = {
+    "enc_embed_dim": 256, "enc_depth": 4, "enc_num_heads": 8, "dec_embed_dim": 192, "dec_depth": 4,
+    "dec_num_heads": 6, "state_dec_num_heads": 8, "state_size": 196, "local_mem_size": 48,
+}  # fmt: skip
+LENGTHS = (8, 64, 256)  # views
+CHUNK = 8  # views that a stream is given at a time
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -131,7 +139,15 @@ def built(name: str, **sizes: object) -> CUT3R:
 
 
 @torch.no_grad()
-def inference(title: str, net: CUT3R, views: int, size: tuple[int, int], rounds: int, warmup: int) -> Row:
+def inference(
+    title: str,
+    net: CUT3R,
+    views: int,
+    size: tuple[int, int],
+    rounds: int = 9,
+    warmup: int = 1,
+    command: str = COMMAND,
+) -> Row:
     images, peer = pictures(views, size), PlainCUT3R(net)
     for ours, theirs in zip(net(images), peer(images), strict=True):
         assert_close(ours, theirs, TOLERANCE)
@@ -139,6 +155,31 @@ def inference(title: str, net: CUT3R, views: int, size: tuple[int, int], rounds:
     return Row.of(
         timing,
         name=f"CUT3R inference, {title}, {views} views of {size[1]}x{size[0]}, 1 thread",
+        peer_name="plain, view by view",
+        checked=f"all six outputs within {TOLERANCE:g}",
+        command=command,
+    )
+
+
+def streamed(stream: Stream, images: Tensor) -> Predictions:
+    """All views through a stream, some at a time, from a new scene on."""
+    stream.reset()
+    parts = [stream.steps(views) for views in images.split(CHUNK, dim=1)]
+    return Predictions(*(torch.cat(chunks, dim=1) for chunks in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def rollout(net: CUT3R, views: int, size: tuple[int, int]) -> Row:
+    """A stream, whose memory does not grow, against the plain one."""
+    images, peer, stream = pictures(views, size), PlainCUT3R(net), Stream(net)
+    for ours, theirs in zip(streamed(stream, images), peer(images), strict=True):
+        assert_close(ours, theirs, TOLERANCE)
+    timing = compare(
+        lambda: streamed(stream, images), lambda: peer(images), rounds=7, warmup=0, clock=time.process_time
+    )
+    return Row.of(
+        timing,
+        name=f"CUT3R rollout, tiny, {views} views of {size[1]}x{size[0]} in a stream, 1 thread",
         peer_name="plain, view by view",
         checked=f"all six outputs within {TOLERANCE:g}",
         command=COMMAND,
@@ -184,7 +225,8 @@ def growth_mib(few: int, many: int, *how: str) -> float:
 
 
 def look(views: int, how: list[str]) -> None:
-    """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing")."""
+    """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing",
+    "truncated")."""
     size = (224, 224)
     net = built("cut3r_224_linear", **SMALL, grad_checkpointing="checkpointing" in how)
     if "stream" in how:
@@ -195,31 +237,47 @@ def look(views: int, how: list[str]) -> None:
         with torch.no_grad():
             net(pictures(views, size))
     else:
-        net.train()
-        if "frozen" in how:
-            for name, parameter in net.named_parameters():
-                parameter.requires_grad_(not name.startswith(("enc_", "patch_embed", "masked")))
-            net.enc_blocks.eval()
-        sum(x.square().mean().log1p() for x in net(pictures(views, size))).backward()
+        train_once(net.train(), pictures(views, size), how)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def train_once(net: CUT3R, images: Tensor, how: list[str]) -> None:
+    """Forward and backward of one scene."""
+
+    def loss(predictions: Predictions) -> Tensor:
+        return sum(x.square().mean().log1p() for x in predictions)
+
+    if "frozen" in how or "truncated" in how:
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(not name.startswith(("enc_", "patch_embed", "masked")))
+        net.enc_blocks.eval()
+    if "truncated" in how:
+        with torch.no_grad():
+            encoded = net.encode(images)
+        sequence = TruncatedSequence(net, encoded, lambda predictions, *_: {"loss": loss(predictions)})
+        while not sequence.is_done:
+            sequence.next_losses()["loss"].backward()
+    else:
+        loss(net(images)).backward()
 
 
 def inference_memory() -> Row:
     """The stream's must not grow."""
-    few, many = 8, 40
+    few, many = 8, 256
     return Row(
-        name=f"CUT3R inference memory per further view, small, 224x224 ({few} to {many} views)",
+        name=f"CUT3R inference memory per further view, small, 224x224 (stream: {few} to {many}, whole: to 40)",
         ours=f"{growth_mib(few, many, 'stream'):.2f} MiB (stream)",
-        peer=f"{growth_mib(few, many, 'whole'):.1f} MiB (whole sequence at once)",
+        peer=f"{growth_mib(few, 40, 'whole'):.1f} MiB (whole sequence at once)",
         command=f"`{COMMAND}`",
     )
 
 
 def training_memory() -> list[Row]:
     """Growth of a training step's peak, plain and with each option."""
-    few, many = 4, 12
     rows, plain = [], 0.0
-    for how in (["all"], ["frozen"], ["checkpointing"], ["frozen", "checkpointing"]):
+    options = (["all"], ["frozen"], ["checkpointing"], ["frozen", "checkpointing"], ["truncated"])
+    for how in (*options, ["truncated", "checkpointing"]):
+        few, many = (16, 32) if "truncated" in how else (4, 12)
         growth = growth_mib(few, many, *how)
         plain = plain or growth
         title = ", ".join(how).replace("all", "all activations").replace("frozen", "frozen encoder")
@@ -227,7 +285,7 @@ def training_memory() -> list[Row]:
             Row(
                 name=f"CUT3R training memory per further view, small, 224x224: {title}",
                 ratio=f"{plain / growth:.1f}x",
-                ours=f"{growth:.1f} MiB",
+                ours=f"{growth:.2f} MiB",
                 peer=f"{plain:.1f} MiB (all activations)",
                 command=f"`{COMMAND}`",
             )
@@ -235,11 +293,42 @@ def training_memory() -> list[Row]:
     return rows
 
 
+def rollouts() -> list[Row]:
+    """Streams of growing length."""
+    net = built("cut3r_224_linear", **TINY)
+    return [rollout(net, views, (112, 112)) for views in LENGTHS]
+
+
+def sequences() -> list[Row]:
+    """Whole sequences and a training step of a larger model."""
+    linear_net = built("cut3r_224_linear", **SMALL)
+    dpt_net = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
+    return [
+        inference("small, linear head", linear_net, 8, (112, 112)),
+        inference("small, DPT head", dpt_net, 4, (112, 112)),
+        training(4, (112, 112)),
+    ]
+
+
+def memory() -> list[Row]:
+    """What a further view costs."""
+    return [inference_memory(), *training_memory()]
+
+
+def full() -> list[Row]:
+    """The released size."""
+    net, title = built("cut3r_224_linear"), "748 M parameters, linear head"
+    return [inference(title, net, 2, (224, 224), rounds=7, warmup=0, command=FULL)]
+
+
+GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory}
+
+
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--no-full", action="store_true", help="leave out the 748 M parameter model")
-    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--full", action="store_true", help="the 748 M parameter model alone")
+    parser.add_argument("--rows", choices=GROUPS, help="one group of rows alone")
     parser.add_argument("--look", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--how", nargs="*", default=[], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -248,16 +337,9 @@ def main() -> None:
         look(chosen.look, chosen.how)
         return
     where = environment()
-    small = built("cut3r_224_linear", **SMALL)
-    record(inference("small, linear head", small, 8, (112, 112), rounds=9, warmup=1), where=where)
-    dpt = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
-    record(inference("small, DPT head", dpt, 4, (112, 112), rounds=9, warmup=1), where=where)
-    record(inference_memory(), *training_memory(), where=where)
-    if not chosen.no_training:
-        record(training(4, (112, 112)), where=where)
-    if not chosen.no_full:
-        full = built("cut3r_224_linear")
-        record(inference("748 M parameters, linear head", full, 2, (224, 224), rounds=7, warmup=0), where=where)
+    groups = [full] if chosen.full else [GROUPS[chosen.rows]] if chosen.rows else list(GROUPS.values())
+    for group in groups:
+        record(*group(), where=where)
 
 
 if __name__ == "__main__":

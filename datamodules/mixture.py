@@ -39,8 +39,9 @@ class MixtureDataModule(CO3DDataModule):
                 f"data.use: nothing here reads {', '.join(others)} yet; only {CO3D} (and the toy tree in its form) "
                 "streams. To add one, lay it out as a CO3D v2 tree (images, depth, masks, cameras: docs/co3d.md), pack "
                 "it with `python -m cli prepare co3d`, and train on that folder as "
-                f"data.data with data.use=[{CO3D}] and model.is_metric=true where its lengths are metres; to mix "
-                "several in one run, extend datamodules/mixture.py"
+                f"data.data with data.use=[{CO3D}] and model.is_metric=true where its lengths are metres "
+                "(docs/models/cut3r.md has the published settings of each); to mix several in one run, extend "
+                "datamodules/mixture.py"
             )
         if use != [CO3D]:
             raise ValueError(f"data.use: expected [{CO3D}], got {use}")

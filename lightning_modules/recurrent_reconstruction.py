@@ -7,7 +7,7 @@ runs inside the strategy's own forward, so DDP averages the gradients of every c
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -39,6 +39,13 @@ _LOGGED_ERRORS = (
     "loss", "loss_pose", "loss_color",
     "distance_camera", "distance_world", "scale_invariant_camera", "scale_invariant_world",
 )  # fmt: skip
+
+
+class _Part(NamedTuple):
+    """Scenes of a batch, from the `start`-th on."""
+
+    batch: MultiViewBatch
+    start: int
 
 
 class RecurrentReconstructionModule(ComparesWithBaselines):
@@ -139,16 +146,15 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
         """Loss of the batch, or, with `long_context`, of its next chunk."""
         if self.hparams.long_context:
             return self._chunk_step(batch, batch_idx)
-        parts = list(scene_parts(batch, self.hparams.accum_steps))
+        parts, shares = self._parts(batch)
         logged: list[dict[str, Tensor]] = []
 
-        def loss_of(part: MultiViewBatch) -> Tensor:
+        def loss_of(part: _Part) -> Tensor:
             inputs = self._inputs(part)
-            losses = self._losses(self.net(part.images, *inputs), self._targets(part, inputs))
+            losses = self._losses(self.net(part.batch.images, *inputs), self._targets(part.batch, inputs))
             logged.append({name: value.detach().mean() for name, value in losses.items()})
             return losses["loss"]
 
-        shares = [len(part.images) / len(batch.images) for part in parts]
         loss = self.loss_in_parts(parts, shares, loss_of, batch_idx)
         self._log_losses(batch, logged, shares)
         return loss
@@ -210,8 +216,7 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
             return net(images)
         if self._stream is None:
             self._stream = Stream(net, len(images))  # type: ignore[arg-type]
-        steps = [self._stream.step(view) for view in images.unbind(1)]
-        return Predictions(*(torch.stack(parts, dim=1) for parts in zip(*steps, strict=True)))
+        return self._stream.steps(images)
 
     def _load_start(self, pretrained: str | None, fresh: list[str] | None, dust3r: str | None) -> None:
         from restrike.checkpoints.start import load_dust3r, load_with_fresh_parts
@@ -221,13 +226,23 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
         if dust3r:
             load_dust3r(self.net, dust3r, self.hparams.dust3r_encoder_only)
 
-    def _inputs(self, batch: MultiViewBatch) -> Inputs:
-        h = self.hparams
+    def _parts(self, batch: MultiViewBatch) -> tuple[list[_Part], list[float]]:
+        """The parts that have a backward pass each, and their shares of the batch."""
+        parts, start = [], 0
+        for part in scene_parts(batch, self.hparams.accum_steps):
+            parts.append(_Part(part, start))
+            start += len(part.images)
+        return parts, [len(part.batch.images) / start for part in parts]
+
+    def _inputs(self, part: _Part) -> Inputs:
+        h, batch = self.hparams, part.batch
         if not h.is_metric:
             return Inputs()
         size = batch.images.shape[-2], batch.images.shape[-1]
         cameras = invert_se3(batch.world_to_camera)
-        return draw_inputs(cameras, batch.intrinsics, size, batch.seed, h.mask_probabilities, h.released_ray_map)
+        return draw_inputs(
+            cameras, batch.intrinsics, size, batch.seed, h.mask_probabilities, h.released_ray_map, part.start
+        )
 
     def _targets(self, batch: MultiViewBatch, inputs: Inputs) -> RecurrentTargets:
         is_metric = torch.full_like(batch.valid, self.hparams.is_metric)
@@ -241,21 +256,20 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
 
     def _chunk_step(self, batch: MultiViewBatch, batch_idx: int) -> Tensor:
         """Loss of the next chunk of all parts; a new batch begins with its views that have no gradients."""
-        parts = list(scene_parts(batch, self.hparams.accum_steps))
+        parts, shares = self._parts(batch)
         if not self._sequences:
             self._sequences = [self._sequence(part) for part in parts]
-        shares = [len(part.images) / len(batch.images) for part in parts]
         loss = self.loss_in_parts(self._sequences, shares, lambda sequence: sequence.next_losses()["loss"], batch_idx)
         if self._sequences[0].is_done:
             self._log_losses(batch, [sequence.mean_losses() for sequence in self._sequences], shares)
             self._sequences = []
         return loss
 
-    def _sequence(self, part: MultiViewBatch) -> TruncatedSequence:
+    def _sequence(self, part: _Part) -> TruncatedSequence:
         h, inputs = self.hparams, self._inputs(part)
-        targets = self._targets(part, inputs)
+        targets = self._targets(part.batch, inputs)
         with torch.no_grad():
-            encoded = self.net.encode(part.images, *inputs)
+            encoded = self.net.encode(part.batch.images, *inputs)
         return TruncatedSequence(
             self.net,
             encoded,
@@ -306,13 +320,14 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
 def batch_targets(batch: MultiViewBatch, is_metric: Tensor, image_mask: Tensor | None = None) -> RecurrentTargets:
     """What CUT3R learns of a batch: points of known depth; negative depth is sky."""
     valid = batch.valid_depth & (batch.depth > 0) & batch.depth.isfinite()
-    depth = torch.where(valid, batch.depth, 0.0)
+    sky = (batch.depth < 0) & batch.depth.isfinite()
+    depth = torch.where(valid | sky, batch.depth, 0.0)  # the sky's points are behind the camera, as published
     camera_to_world = invert_se3(batch.world_to_camera)
     return recurrent_targets(
         unproject_depth(depth, batch.intrinsics, camera_to_world),
         camera_to_world,
         valid,
-        batch.depth < 0,
+        sky,
         batch.images,
         is_metric=is_metric,
         image_mask=image_mask,

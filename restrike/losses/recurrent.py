@@ -255,8 +255,10 @@ def _pose_loss(
 ) -> Tensor:
     true = encode_pose(t.poses)
     scales = units.predicted_pose, units.true_pose
-    shifts = [shift[..., :3] / _wide(scale, shift) for shift, scale in zip((p.poses, true), scales, strict=True)]
     used = (scales[0] > CUT3R_MIN_SCALE) & (scales[1] > CUT3R_MIN_SCALE)
+    # Divided by 1 where it does not count: the unit of a camera that stands still is 0, and 0 times its NaN is NaN.
+    lengths = [torch.where(used, scale, 1.0) for scale in scales]
+    shifts = [shift[..., :3] / _wide(length, shift) for shift, length in zip((p.poses, true), lengths, strict=True)]
     used = used[:, None].expand_as(t.image_mask)
     if is_mixed:
         used = used & (t.image_mask[:, -1:] if released_pose_mask else t.image_mask)

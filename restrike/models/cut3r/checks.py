@@ -25,11 +25,15 @@ def input_shape(images: Tensor | None, ray_maps: Tensor | None) -> tuple[tuple[i
     return (batch, views), (height, width)
 
 
-def check_choices(head_type: str, state_pe: str, dec_depth: int, dpt_out_channels: Sequence[int]) -> None:
+def check_choices(
+    head_type: str, state_pe: str, masked_ray_scope: str, dec_depth: int, dpt_out_channels: Sequence[int]
+) -> None:
     if head_type not in ("linear", "dpt"):
         raise ValueError(f"head_type: expected linear or dpt, got {head_type!r}")
     if state_pe not in ("2d", "1d"):
         raise ValueError(f"state_pe: expected 2d or 1d, got {state_pe!r}")
+    if masked_ray_scope not in ("batch", "scene"):
+        raise ValueError(f"masked_ray_scope: expected batch or scene, got {masked_ray_scope!r}")
     if dec_depth < 2:
         raise ValueError(f"dec_depth: expected at least 2, for the heads read layers inside, got {dec_depth}")
     if len(dpt_out_channels) != 4:

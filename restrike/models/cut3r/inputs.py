@@ -27,6 +27,7 @@ def draw_inputs(
     seed: int,
     probabilities: tuple[float, float, float] = MASK_PROBABILITIES,
     released_ray_map: bool = True,
+    first_scene: int = 0,
 ) -> Inputs:
     """Inputs of scenes in metres; a ray map means nothing where the unit of length is unknown.
 
@@ -37,9 +38,11 @@ def draw_inputs(
         seed: All draws are a function of it.
         probabilities: Of image only, ray map only, and both, for every view but the first, which has its image only.
         released_ray_map: See `add_translation` of `restrike.geometry.cut3r_ray_map`.
+        first_scene: Where these scenes begin in their batch, of which all scenes have draws of their own.
     """
     batch, views = intrinsics.shape[:2]
-    draws = torch.rand(batch, views, generator=torch.Generator().manual_seed(seed)).to(intrinsics.device)
+    draws = torch.rand(first_scene + batch, views, generator=torch.Generator().manual_seed(seed))[first_scene:]
+    draws = draws.to(intrinsics.device)
     image_only, ray_only, _ = probabilities
     ray_mask = draws >= image_only
     image_mask = (draws < image_only) | (draws >= image_only + ray_only)

@@ -29,6 +29,7 @@ from restrike.models.layers.rotary import grid_positions, rotary_table
 
 _RAY_NUM_HEADS = 16  # hard-wired in the release, whatever the image encoder has
 HeadType = Literal["linear", "dpt"]
+MaskedRayScope = Literal["batch", "scene"]
 
 
 class CUT3R(nn.Module):
@@ -53,6 +54,9 @@ class CUT3R(nn.Module):
         dpt_features: Channels of each of the DPT head's maps.
         dpt_out_channels: Channels of its four projections.
         half_rotary: See `HalfRotaryAttention`; in the image encoder only.
+        masked_ray_scope: Which views without a ray map get the masked ray token: all of a "batch" in which any view has
+            one, as released weights have learnt it, or those of the same "scene", so that what is said of a scene does
+            not depend on its neighbours in the batch. Of one scene at a time both say the same.
         frames_per_chunk: Frames that the heads work on at a time; changes no number.
         grad_checkpointing: In training, compute activations of blocks, of each view's pass through the decoders and of
             the heads' chunks again in the backward pass. Parts in eval mode are left alone.
@@ -83,17 +87,19 @@ class CUT3R(nn.Module):
         dpt_features: int = 256,
         dpt_out_channels: Sequence[int] = (96, 192, 384, 768),
         half_rotary: bool = False,
+        masked_ray_scope: MaskedRayScope = "batch",
         frames_per_chunk: int = 8,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_choices(head_type, state_pe, dec_depth, dpt_out_channels)
+        check_choices(head_type, state_pe, masked_ray_scope, dec_depth, dpt_out_channels)
         check_widths(enc_embed_dim, {"enc_num_heads": enc_num_heads, "the ray encoder's heads": _RAY_NUM_HEADS})
         check_widths(dec_embed_dim, {"dec_num_heads": dec_num_heads, "state_dec_num_heads": state_dec_num_heads})
         self.patch_size, self.state_pe, self.rope_base = patch_size, state_pe, rope_base
         self.enc_head_dim = enc_embed_dim // enc_num_heads
         self.dec_head_dims = dec_embed_dim // dec_num_heads, dec_embed_dim // state_dec_num_heads
         self.taps = dec_depth // 2, dec_depth * 3 // 4
+        self.masked_ray_scope = masked_ray_scope
         self.frames_per_chunk, self.grad_checkpointing = frames_per_chunk, grad_checkpointing
 
         self.pose_token = nn.Parameter(torch.empty(1, 1, dec_embed_dim))
@@ -154,7 +160,7 @@ class CUT3R(nn.Module):
             [B, V, ...] in the weights' type.
         """
         encoded = self.encode(images, ray_maps, image_mask, ray_mask, reset, update, masked_tokens)
-        tokens, _ = self.rollout(encoded, self.start(images.shape[0]))
+        tokens, _ = self.rollout(encoded, self.start(images.shape[0]), writes_last=False)
         return self.predict(tokens, encoded)
 
     def encode(
@@ -170,8 +176,8 @@ class CUT3R(nn.Module):
         """All views through the encoders; arguments as in `forward`, `images` None where no view has one.
 
         With `masked_tokens`, as in training, a view without image gets the masked image token, and, if any view of the
-        call has a ray map, a view without one gets the masked ray token. Without, as in the released stream, tokens of
-        what is there are added up.
+        call (or of its scene, see `masked_ray_scope`) has a ray map, a view without one gets the masked ray token.
+        Without, as in the released stream, tokens of what is there are added up.
 
         Raises:
             ValueError: neither images nor ray maps, or other shapes than these.
@@ -194,6 +200,8 @@ class CUT3R(nn.Module):
             assert ray_maps is not None and ray_mask is not None
             rays = self._encode_rays(ray_maps.flatten(0, 1), grid).unflatten(0, shape)
             absent = self.masked_ray_map_token if masked_tokens else torch.zeros_like(self.masked_ray_map_token)
+            if self.masked_ray_scope == "scene":
+                absent = absent * ray_mask.any(dim=1)[:, None, None, None]
             tokens = tokens + torch.where(ray_mask[..., None, None], rays, absent.to(rays.dtype))
             is_present = image_mask | ray_mask if image_mask is not None else None
         tokens = with_zero_gradients(tokens, self._input_parameters())
@@ -208,15 +216,20 @@ class CUT3R(nn.Module):
         memory = self.pose_retriever.mem.expand(batch, -1, -1)
         return Carry(state, memory, state, memory)
 
-    def rollout(self, encoded: Encoded, carry: Carry) -> tuple[Tokens, Carry]:
-        """The decoders from view to view, on from `carry`; tokens [B, V, N, ...] are those that heads read."""
+    def rollout(self, encoded: Encoded, carry: Carry, writes_last: bool = True) -> tuple[Tokens, Carry]:
+        """The decoders from view to view, on from `carry`; tokens [B, V, N, ...] are those that heads read.
+
+        With `writes_last` False the last view only reads, for those who want nothing of the carry after it: its tokens
+        are the same, and the carry is of no use.
+        """
         embedded = with_zero_gradients(self.decoder_embed(encoded.tokens), self.pose_retriever.never_used())
         keys = self.pose_retriever.proj_q(encoded.tokens.mean(dim=2, keepdim=True))
         tables = self._tables(encoded)
         steps = []
         for i in range(embedded.shape[1]):
             view_tables = tuple(pos.DecoderTables(pos.of_view(t.view, i), t.state) for t in tables)
-            *outputs, state, memory = self._run_view(embedded[:, i], keys[:, i], carry, view_tables)
+            writes = writes_last or i + 1 < embedded.shape[1]
+            *outputs, state, memory = self._run_view(embedded[:, i], keys[:, i], carry, view_tables, writes)
             steps.append(outputs)
             carry = updated(carry, state, memory, encoded, i)
         early, late, last = (torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
@@ -260,24 +273,28 @@ class CUT3R(nn.Module):
         )
         return image, state
 
-    def _run_view(self, embedded: Tensor, key: Tensor, carry: Carry, tables: Any) -> tuple[Tensor, ...]:
-        return self._maybe_checkpoint(self._view, embedded, key, carry.state, carry.memory, carry.is_start, tables)
+    def _run_view(self, embedded: Tensor, key: Tensor, carry: Carry, tables: Any, writes: bool) -> tuple[Tensor, ...]:
+        arguments = embedded, key, carry.state, carry.memory, carry.is_start, tables, writes
+        return self._maybe_checkpoint(self._view, *arguments)
 
     def _view(
-        self, embedded: Tensor, key: Tensor, state: Tensor, memory: Tensor, is_start: bool, tables: Any
+        self, embedded: Tensor, key: Tensor, state: Tensor, memory: Tensor, is_start: bool, tables: Any, writes: bool
     ) -> tuple[Tensor, ...]:
         """One view [B, N, dim] against the state; its tokens for the heads, the next state, the next memory."""
         of_image, of_state = tables
         pose = self.pose_token.expand(len(key), -1, -1) if is_start else self.pose_retriever.read(key, memory)
         x, taps = torch.cat([pose.to(embedded.dtype), embedded], dim=1), []
         for depth, (image_block, state_block) in enumerate(zip(self.dec_blocks, self.dec_blocks_state, strict=True), 1):
+            is_read = writes or depth < len(self.dec_blocks)  # by the next layer's image block, or the next view
             x, state = (
                 image_block(x, state, of_image.view, of_image.state),
-                state_block(state, x, of_state.state, of_state.view),
+                state_block(state, x, of_state.state, of_state.view) if is_read else state,
             )
             if depth in self.taps:
                 taps += [x[:, 1:]] * self.taps.count(depth)
         x = self.dec_norm(x)
+        if not writes:
+            return *taps, x, state, memory
         return *taps, x, self.dec_norm_state(state), self.pose_retriever.write(key, x[:, :1], memory)
 
     def _maybe_checkpoint(self, function: Any, *args: Any) -> Any:

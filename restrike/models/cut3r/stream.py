@@ -13,8 +13,8 @@ from restrike.models.cut3r.sequence import Carry
 class Stream:
     """A CUT3R that is given view after view, of one size or of several; without gradients.
 
-    For images alone it says what `CUT3R.forward` says of the whole sequence. It never holds more than one view, the
-    state and the memory.
+    For images alone it says what `CUT3R.forward` says of the whole sequence. It never holds more than the views of a
+    call, the state and the memory.
 
     Args:
         net: In eval mode.
@@ -32,7 +32,6 @@ class Stream:
         """Forget the scene; the next view's camera becomes the world."""
         self.carry: Carry = self.net.start(self.batch)
 
-    @torch.no_grad()
     def step(self, images: Tensor | None = None, ray_maps: Tensor | None = None, update: bool = True) -> Predictions:
         """What the next view shows, [B, ...].
 
@@ -44,14 +43,38 @@ class Stream:
         Raises:
             ValueError: neither was given, or the first view has no image.
         """
-        if images is None and self.carry.is_start:
+        image_views, ray_views = (None if x is None else x[:, None] for x in (images, ray_maps))
+        return Predictions(*(x[:, 0] for x in self.steps(image_views, ray_views, update=update)))
+
+    @torch.no_grad()
+    def steps(
+        self,
+        images: Tensor | None = None,
+        ray_maps: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        ray_mask: Tensor | None = None,
+        update: bool = True,
+    ) -> Predictions:
+        """What the next few views show, [B, V, ...]: as `step` one after another, but encoded and decoded together.
+
+        Args:
+            images: [B, V, 3, H, W].
+            ray_maps: [B, V, H, W, 6].
+            image_mask: [B, V] bool, views that have an image; None: all, if `images` is given.
+            ray_mask: [B, V] bool, views that have a ray map; None: all, if `ray_maps` is given.
+            update: As in `step`.
+
+        Raises:
+            ValueError: neither was given, or a scene's first view has no image.
+        """
+        has_first = images is not None and (image_mask is None or bool(image_mask[:, 0].all()))
+        if self.carry.is_start and not has_first:
             raise ValueError("the first view of a scene needs an image: it is what ray maps refer to")
-        images, ray_maps = (None if x is None else x[:, None] for x in (images, ray_maps))
-        encoded = self.net.encode(images, ray_maps, masked_tokens=self.masked_tokens)
+        encoded = self.net.encode(images, ray_maps, image_mask, ray_mask, masked_tokens=self.masked_tokens)
         if not update:
-            encoded = encoded._replace(updates=torch.zeros(self.batch, 1, dtype=torch.bool, device=self._device))
+            encoded = encoded._replace(updates=torch.zeros(encoded.tokens.shape[:2], dtype=torch.bool).to(self._device))
         tokens, self.carry = self.net.rollout(encoded, self.carry)
-        return Predictions(*(x[:, 0] for x in self.net.predict(tokens, encoded)))
+        return self.net.predict(tokens, encoded)
 
     def query(self, ray_maps: Tensor) -> Predictions:
         """What would be seen from a camera, [B, ...]; the state stays as it is."""

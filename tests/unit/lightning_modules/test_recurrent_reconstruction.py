@@ -98,6 +98,23 @@ def test_a_batch_in_parts_gives_the_same_step_as_the_whole(long, tmp_path):
     assert not beyond_rounding(weights(whole), weights(parts))
 
 
+def test_parts_of_a_batch_are_shown_the_ray_maps_of_the_whole():
+    batch = random_batch(0, scenes=4, views=5)
+    whole, parts = (tiny_module(is_metric=True, accum_steps=n) for n in (1, 2))
+    (one,), (two, three) = ([m._inputs(part) for part in m._parts(batch)[0]] for m in (whole, parts))
+    for joined, want in zip(zip(two, three, strict=True), one, strict=True):
+        assert torch.equal(torch.cat(joined), want)
+
+
+def test_the_sky_lies_behind_the_camera_as_published():
+    """Its size counts where a single view's points are divided by their mean."""
+    batch = random_batch(0)
+    batch.depth[:, :, :4] = -1
+    targets = batch_targets(batch, torch.zeros(2, dtype=torch.bool))
+    assert torch.equal(targets.sky, batch.depth < 0) and not (targets.sky & targets.valid).any()
+    torch.testing.assert_close(targets.points_camera[targets.sky][:, 2], -torch.ones(2 * 4 * 4 * 32))
+
+
 @pytest.mark.parametrize("long", [{}, LONG], ids=["plain", "long"])
 def test_checkpointing_changes_no_number(long, tmp_path):
     kept = fit(tmp_path, [6], **long)

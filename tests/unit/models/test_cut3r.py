@@ -57,6 +57,9 @@ def test_a_stream_says_what_the_whole_sequence_says(net):
     steps = [stream.step(images[:, i]) for i in range(5)]
     assert same(whole, Predictions(*(torch.stack(x, dim=1) for x in zip(*steps, strict=True))))
     stream.reset()
+    few = [stream.steps(images[:, start:stop]) for start, stop in ((0, 2), (2, 5))]
+    assert same(whole, Predictions(*(torch.cat(x, dim=1) for x in zip(*few, strict=True))))
+    stream.reset()
     assert same(steps[0], stream.step(images[:, 0]))
 
 
@@ -73,6 +76,20 @@ def test_a_query_by_rays_changes_nothing_and_needs_a_scene(net):
     released = Stream(net, batch=2, masked_tokens=False)
     released.step(images[:, 0])
     assert not same(seen, released.query(rays))  # training saw the masked image token in the image's place
+
+
+@torch.no_grad()
+def test_a_stream_may_show_one_scene_an_image_and_ask_another_by_rays(net):
+    """The released stream has one rule for the whole batch, and crashes on such a one."""
+    images, rays = pictures("mixed", 2), normal("rays", 2, 2, 32, 48, 6)
+    has_image = torch.tensor([[True, True], [True, False]])
+    fair = build("cut3r_224_linear", **SIZES, masked_ray_scope="scene").eval()
+    fair.load_state_dict(net.state_dict())
+    mixed, alone = Stream(fair, batch=2).steps(images, rays, has_image, ~has_image), Stream(fair)
+    alone.step(images[:1, 0])
+    assert same(alone.step(images[:1, 1]), Predictions(*(x[:1, 1] for x in mixed)))
+    with pytest.raises(ValueError, match="first view"):
+        Stream(fair, batch=2).steps(images, rays, ~has_image, has_image)
 
 
 @torch.no_grad()
@@ -159,6 +176,7 @@ def test_with_a_frozen_encoder_nothing_of_it_has_a_gradient():
     [
         ({"head_type": "mlp"}, "head_type: expected linear or dpt"),
         ({"state_pe": "3d"}, "state_pe"),
+        ({"masked_ray_scope": "view"}, "masked_ray_scope: expected batch or scene"),
         ({"dec_depth": 1}, "dec_depth"),
         ({"enc_num_heads": 7}, "128 does not fit enc_num_heads = 7"),
         ({"enc_embed_dim": 96}, "ray encoder's heads = 16"),
@@ -196,6 +214,16 @@ def test_inputs_of_metric_scenes_are_a_function_of_the_seed():
     shares = [(one.image_mask & ~one.ray_mask), (one.ray_mask & ~one.image_mask), (one.image_mask & one.ray_mask)]
     for share, want in zip(shares, (0.8, 0.15, 0.05), strict=True):
         assert float(share[:, 1:].float().mean()) == pytest.approx(want, abs=0.06)
+
+
+def test_scenes_of_a_part_of_a_batch_have_the_draws_that_they_have_in_the_whole():
+    cameras, intrinsics = torch.eye(3, 4).expand(7, 5, 3, 4), torch.eye(3).expand(7, 5, 3, 3)
+    whole = draw_inputs(cameras, intrinsics, (16, 16), 3)
+    parts = [draw_inputs(cameras[rows], intrinsics[rows], (16, 16), 3, first_scene=rows.start) for rows in
+             (slice(0, 3), slice(3, 7))]  # fmt: skip
+    for joined, want in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(joined), want)
+    assert not torch.equal(whole.ray_mask[:3], whole.ray_mask[3:6])
 
 
 # Start weights
