@@ -6,19 +6,25 @@ The set is 1,281 names for one and the same shard of 1,000 small JPEGs, so that 
 and lie in the page cache, which favours whoever reads them. Ours opens the set, reads every index and hands over the
 batch at its position. webdataset has no position: it skips what the run has seen, here without decoding it, on one
 shard in `SKIP_SHARE`, and its time is that of the skip times `SKIP_SHARE`, as skipping is linear (the first row says
-how well). Both then decode a batch of 64. Times are the processor's.
+how well). LitData keeps a position and one small file for all chunks, and shuffles within a chunk; its row is left out
+where it is not installed. All three then decode a batch of 64. Times are the processor's.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import io
 import itertools
+import json
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -79,6 +85,50 @@ def by_skipping(names: list[str], sample: int) -> list[tuple[Image.Image, int]]:
     return [(Image.open(io.BytesIO(item["jpg"])).convert("RGB"), int(item["cls"])) for item in rest]
 
 
+def write_chunks(folder: Path) -> Path:
+    """The same set for LitData: one chunk of the shard's samples under 1,281 names."""
+    from litdata.streaming.writer import BinaryWriter
+
+    folder.mkdir()
+    writer, random = BinaryWriter(str(folder), chunk_size=PER_SHARD), np.random.default_rng(0)
+    for number in range(PER_SHARD):
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        writer[number] = {"jpg": buffer.getvalue(), "cls": number % 10}
+    writer.done()
+    writer.merge()
+    index = json.loads((folder / "index.json").read_text())
+    (only,) = index["chunks"]
+    index["chunks"] = [{**only, "filename": f"{number:05d}-{only['filename']}"} for number in range(SHARDS)]
+    for chunk in index["chunks"]:
+        (folder / chunk["filename"]).symlink_to(folder / only["filename"])
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+class LitData:
+    """The batch after `sample` samples, by a saved state that says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        loader = self._open()
+        next(iter(loader))
+        self.state = loader.state_dict()
+
+    def _open(self) -> Any:
+        from litdata import StreamingDataLoader, StreamingDataset
+
+        dataset = StreamingDataset(str(self.folder), shuffle=True, seed=0)
+        return StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0, collate_fn=list)
+
+    def batch(self, sample: int) -> list[tuple[Image.Image, int]]:
+        loader, state = self._open(), copy.deepcopy(self.state)
+        state["num_samples_yielded"] = sample
+        state["dataset"] |= {"num_samples_yielded": sample, "sample_in_epoch": sample}
+        loader.load_state_dict(state)
+        return [(Image.open(io.BytesIO(item["jpg"])).convert("RGB"), item["cls"]) for item in next(iter(loader))]
+
+
 def seconds(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
@@ -101,8 +151,22 @@ def main() -> None:
         timing = compare(resumed, lambda: by_skipping(names, part), rounds=7, warmup=1, clock=time.process_time)
         whole = Timing(timing.ours_s, [SKIP_SHARE * peer for peer in timing.peer_s])
         linear = seconds(lambda: by_skipping(names, 3 * part)) / seconds(lambda: by_skipping(names, part))
+        rows = []
+        if importlib.util.find_spec("litdata"):
+            litdata = LitData(write_chunks(folder / "chunks"))
+            assert len(litdata.batch(RESUME_AT)) == BATCH
+            streamed = compare(resumed, lambda: litdata.batch(RESUME_AT), rounds=7, warmup=1, clock=time.process_time)
+            rows.append(
+                Row.of(
+                    streamed,
+                    name="First batch after a resume at sample 1,000,000, against LitData's position",
+                    peer_name=f"LitData {version('litdata')}, shuffled within chunks",
+                    checked="both give 64 decoded images",
+                    command=COMMAND,
+                )
+            )
         at_start = compare(resumed, lambda: ours(folder, 0), rounds=7, warmup=1, clock=time.process_time)
-    rows = [
+    rows += [
         Row.of(
             whole,
             name="First batch after a resume at sample 1,000,000, against skipping",
@@ -119,7 +183,7 @@ def main() -> None:
             command=COMMAND,
         ),
     ]
-    record(*rows, where=environment("webdataset"))
+    record(*rows, where=environment("webdataset", "litdata"))
     print(f"median {statistics.median(timing.ours_s):.2f} s to open {SHARDS} indices and decode {BATCH} images")
 
 

@@ -71,10 +71,13 @@ def build(spec: Any) -> Any:
 def _data(config: Any, topology: Topology) -> Iterator[Finding]:
     try:
         data = build_data(config.data.as_dict())
-        data.setup("fit")
+        only_evaluates = getattr(data, "only_evaluates", False)
+        data.setup("test" if only_evaluates else "fit")
     except (ValueError, OSError) as error:
         yield Finding("problem", "data", str(error))
         return
+    if only_evaluates:
+        yield Finding("ok", "data", getattr(data, "evaluation_frames", ""))
     for split_name, scenes in getattr(data, "scene_counts", {}).items():
         yield Finding("ok", "data", f"{split_name}: {scenes:,} scenes")
     counts = getattr(data, "class_counts", {})

@@ -39,6 +39,8 @@ class EvaluationViewsDataModule(LightningDataModule):
         num_threads: Threads that decode.
     """
 
+    only_evaluates = True
+
     def __init__(
         self,
         root: str,

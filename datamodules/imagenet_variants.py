@@ -36,6 +36,8 @@ class ImageNetVariantsDataModule(ImageDataModule):
         worker_timeout_s: A worker that is silent for so long ends the run; 0 waits for ever.
     """
 
+    only_evaluates = True
+
     def __init__(
         self,
         images: str,

@@ -96,28 +96,53 @@ class EpochPlan:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         random = stream(self.seed, Purpose.SHARD_ORDER, epoch)
-        place = np.empty(len(self.shard_sizes), dtype=np.int64)
-        place[np.argsort(random.random(len(place)), kind="stable")] = np.arange(len(place))
-        order = _sort_within(np.repeat(place, self.shard_sizes), random)[: self.steps * self.global_batch_size]
-        if self.window == 0 and len(self.shard_sizes) == self.num_samples:
+        by_draw = np.argsort(random.random(len(self.shard_sizes)), kind="stable")
+        sizes = self.shard_sizes
+        within = _sort_within_runs(sizes, random)
+        if len(sizes) == self.num_samples:
+            order = by_draw
+        else:  # shard after shard
+            starts = np.cumsum(sizes) - sizes
+            order = within[np.repeat(starts[by_draw], sizes[by_draw]) + _count_up(sizes[by_draw])]
+        order = order[: self.steps * self.global_batch_size]
+        if self.window == 0 and len(sizes) == self.num_samples:
             return order  # already a uniform permutation
-        lengths = np.diff(self._lane_starts)
-        window = self.window or max(1, int(lengths.max()))
-        in_lane = np.arange(len(order)) - np.repeat(self._lane_starts[:-1], lengths)
-        windows_per_lane = -(-int(lengths.max()) // window)
-        group = np.repeat(np.arange(len(lengths)), lengths) * windows_per_lane + in_lane // window
-        return order[_sort_within(group, stream(self.seed, Purpose.WINDOW_SHUFFLE, epoch))]
+        lanes = np.diff(self._lane_starts)
+        window = self.window or max(1, int(lanes.max()))
+        whole, rest = lanes // window, lanes % window
+        runs = np.column_stack([whole, rest > 0]).ravel()  # how many whole windows of a lane, and whether a part
+        lengths = np.repeat(np.column_stack([np.full_like(rest, window), rest]).ravel(), runs)
+        return order[_sort_within_runs(lengths, stream(self.seed, Purpose.WINDOW_SHUFFLE, epoch))]
 
 
-def _sort_within(group: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Indices that sort by group, and at random within one. One draw per element: stable across numpy versions."""
-    draws = random.random(len(group))
-    by_draw = np.argsort(draws)  # five times as fast as a stable sort, and the same where no two draws are equal
-    ordered = draws[by_draw]
-    if (ordered[1:] == ordered[:-1]).any():
-        by_draw = np.argsort(draws, kind="stable")
-    small = group.astype(np.uint16) if len(group) and group.max() < 1 << 16 else group  # numpy has a radix sort for it
-    return by_draw[np.argsort(small[by_draw], kind="stable")]
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, … of every run: [0, 1, 2, 0, 1] for lengths 3 and 2."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _sort_within_runs(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Indices of all runs, laid end to end, at random within each. One draw per element: stable across numpy versions.
+
+    Equal to a sort by (run, draw). Runs of about one length are rows of a table: many short sorts, which stay in cache,
+    take a third of the time of one long one.
+    """
+    total, longest = int(lengths.sum()), int(lengths.max(initial=0))
+    draws = random.random(total)
+    if longest <= 1:
+        return np.arange(total)
+    if longest * len(lengths) > 2 * total:
+        return np.lexsort((draws, np.repeat(np.arange(len(lengths)), lengths)))
+    if longest * len(lengths) == total:
+        table = draws.reshape(-1, longest)
+    else:
+        table = np.full((len(lengths), longest), np.inf)  # draws are below 1, so padding comes last
+        table[np.arange(longest) < lengths[:, None]] = draws
+    columns = np.argsort(table, axis=1)
+    ordered = np.take_along_axis(table, columns, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & np.isfinite(ordered[:, 1:])).any():
+        columns = np.argsort(table, axis=1, kind="stable")
+    places = columns + (np.cumsum(lengths) - lengths)[:, None]
+    return places.ravel() if places.size == total else places[np.arange(longest) < lengths[:, None]]
 
 
 def evaluation_ids(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:

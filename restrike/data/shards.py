@@ -124,8 +124,12 @@ def load_indices(files: list[ShardFile], cache: ShardCache) -> list[ShardIndex]:
             problems.append(str(error))
             return None
 
+    # Remote ones wait for their bytes, one by one; local ones would wait for each other, so a thread takes many.
+    batch = 1 if any(scheme(file.location) != "file" for file in files) else -(-len(files) // _INDEX_THREADS)
+    batches = [files[first : first + batch] for first in range(0, len(files), batch)]
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
-        indices = [index for index in pool.map(load, files) if index is not None]
+        found = itertools.chain.from_iterable(pool.map(lambda part: [load(file) for file in part], batches))
+        indices = [index for index in found if index is not None]
     if problems:
         more = f" (and {len(problems) - 1} more of {len(files)} shards)" if len(problems) > 1 else ""
         raise ValueError(f"{min(problems)}{more}")

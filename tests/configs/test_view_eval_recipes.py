@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 
 from callbacks import ViewBenchmark
@@ -285,6 +286,15 @@ def test_depth_is_evaluated_on_the_whole_picture(trees):
     assert batch.images.shape[-2:] == (48, 80) and batch.crop_boxes[0, 0, 1] > 0
 
 
+def test_a_whole_picture_is_not_a_centred_square():
+    square = CUT3RPhotos(224, is_square=True)
+    assert square.for_depth() is square  # the 224-pixel models see no more
+    with pytest.raises(ValueError, match="is not the whole picture"):
+        CUT3RPhotos(224, is_square=True, is_whole=True)
+    view = CUT3RPhotos(96).for_depth()(Image.new("RGB", (50, 50)))
+    assert view.image.shape == (3, 64, 96) and view.crop_box.tolist() == [0, 0, 50, 50]  # a square becomes 4:3
+
+
 def refused(capsys, code: int) -> str:
     assert code == 2
     error = capsys.readouterr().err
@@ -312,6 +322,14 @@ def test_a_module_that_says_nothing_of_views_is_refused(trees):
         ViewBenchmark().setup(trainer, LightningModule(), "test")
     with pytest.raises(ValueError, match="for test and validate only"):
         ViewBenchmark().setup(trainer, Oracle(trees["re10k"]), "fit")
+
+
+def test_doctor_looks_for_the_frames_of_a_protocol(trees, capsys):
+    line = ["doctor", "--config", str(RECIPES["tum-pose"]), "model=cut3r_tiny", "--data.root"]
+    assert main([*line, str(trees["tum-pose"].root)]) == 0
+    assert PROTOCOLS["tum-pose"].title in capsys.readouterr().out
+    assert main([*line, str(trees["re10k"].root)]) != 0
+    assert "has none of the protocol's sequences" in capsys.readouterr().out
 
 
 def test_an_unreadable_file_ends_the_evaluation_with_its_name(tmp_path, capsys):

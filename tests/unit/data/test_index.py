@@ -100,3 +100,31 @@ def test_an_empty_file_is_named(tmp_path):
 
 def test_a_key_ends_at_the_first_dot_of_the_file_name():
     assert split_key("v1.0/a.b/c.seg.png") == ("v1.0/a.b/c", "seg.png")
+
+
+def test_an_index_reads_as_numpy_reads_it(tmp_path):
+    shard = write_plain(
+        tmp_path / "x.tar", [("a/é.jpg", picture(1)), ("a/é.cls", b"3"), ("b.jpg", picture(1)), ("b.cls", b"0")]
+    )
+    path = tmp_path / "x.idx"
+    build_index(shard).save(path)
+    found = ShardIndex.load(path)
+    with np.load(path) as arrays:
+        assert set(arrays.files) == {"version", *vars(found)}
+        for name, value in vars(found).items():
+            assert np.array_equal(value, arrays[name]) and np.asarray(value).dtype.kind == arrays[name].dtype.kind
+
+
+def test_every_flipped_byte_of_an_index_is_named_or_harmless(tmp_path):
+    shard = write_plain(tmp_path / "x.tar", [("b.jpg", picture(1)), ("b.cls", b"0")])
+    path = tmp_path / "x.idx"
+    build_index(shard).save(path)
+    whole, want = path.read_bytes(), ShardIndex.load(path)
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        try:
+            found = ShardIndex.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(np.array_equal(getattr(found, name), value) for name, value in vars(want).items())

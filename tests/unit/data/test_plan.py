@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restrike.data.plan import EpochPlan, Position, _sort_within, evaluation_ids, nearest_position
+from restrike.data.plan import EpochPlan, Position, _sort_within_runs, evaluation_ids, nearest_position
 
 CONFIGURATIONS = st.tuples(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),  # shard sizes, often fewer shards than ranks or lanes
@@ -136,8 +136,9 @@ class _Draws:
 
 
 @pytest.mark.parametrize("random", [np.random.default_rng(0), _Draws()], ids=["usual", "ties"])
-@pytest.mark.parametrize("groups", [5, 70_000])
-def test_sorting_within_groups_is_a_stable_sort_by_group_and_draw(random, groups):
-    group = np.random.default_rng(1).integers(0, groups, 100_000)
-    draws = copy.deepcopy(random).random(len(group))
-    assert np.array_equal(_sort_within(group, random), np.lexsort((draws, group)))
+@pytest.mark.parametrize("lengths", [[1000] * 100, [1000] * 99 + [167], [0, 7, 0, 5, 6], [1, 9000, 3], [1] * 500, []])
+def test_sorting_within_runs_is_a_stable_sort_by_run_and_draw(random, lengths):
+    lengths = np.array(lengths, dtype=np.int64)
+    draws = copy.deepcopy(random).random(int(lengths.sum()))
+    runs = np.repeat(np.arange(len(lengths)), lengths)
+    assert np.array_equal(_sort_within_runs(lengths, random), np.lexsort((draws, runs)))

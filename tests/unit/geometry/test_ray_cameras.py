@@ -62,6 +62,71 @@ def test_a_third_of_wild_rays_hardly_moves_the_robust_cameras(seed: int) -> None
     assert degrees_off(plain.world_to_camera, cameras).max() > 5
 
 
+@given(seeds, st.integers(1, 6))
+def test_a_few_wild_rays_among_many_good_ones_are_not_overlooked(seed: int, count: int) -> None:
+    cameras, _, coords, origins, endpoints = bundles(seed)
+    generator = torch.Generator().manual_seed(seed)
+    endpoints = endpoints + 0.002 * torch.randn(endpoints.shape, generator=generator, dtype=torch.float64)
+    wild = endpoints.clone()
+    wild[..., :count, :] += 2 * torch.randn(2, 3, count, 3, generator=generator, dtype=torch.float64)
+    assert degrees_off(g.cameras_from_rays(origins, wild, coords).world_to_camera, cameras).max() < 0.5
+
+
+def dense(seed: int, noise: float, wild_share: float) -> tuple[Tensor, ...]:
+    """Three cameras with 64 x 64 float32 rays each, more than the solver samples."""
+    generator = torch.Generator().manual_seed(seed)
+    cameras = g.make_se3(random_rotations(generator, 3, dtype=torch.float32), torch.randn(3, 3, generator=generator))
+    intrinsics = g.make_intrinsics(torch.full((3, 2), 3.0), torch.zeros(3, 2))
+    coords = g.patch_centers(torch.tensor([0.0, 0, 2, 1]).expand(3, 4), 64)
+    origins, endpoints = g.ray_origins_and_endpoints(coords, torch.full((3, 64, 64), 3.0), intrinsics, cameras)
+    is_wild = torch.rand(3, 64, 64, 1, generator=generator) < wild_share
+    endpoints = endpoints + torch.where(is_wild, 2.0, noise) * torch.randn(endpoints.shape, generator=generator)
+    return cameras, coords.flatten(1, 2), origins.flatten(1, 2), endpoints.flatten(1, 2)
+
+
+@pytest.mark.parametrize("wild_share", [0.0, 0.1, 0.4])
+def test_every_ray_of_a_dense_map_counts_and_none_of_the_wild_ones(wild_share: float) -> None:
+    cameras, coords, origins, endpoints = dense(0, 0.01, wild_share)
+    got = g.cameras_from_rays(origins, endpoints, coords)
+    assert degrees_off(got.world_to_camera, cameras).max() < 0.15
+    few = g.cameras_from_rays(*(x[:, ::16] for x in (origins, endpoints, coords)))
+    assert degrees_off(got.world_to_camera, cameras).mean() < degrees_off(few.world_to_camera, cameras).mean()
+
+
+def test_more_noisy_rays_bring_the_plain_fit_nearer_to_the_truth() -> None:
+    means = []
+    for step in (37, 1):
+        errors = []
+        for seed in range(8):
+            cameras, *rays = dense(seed, 0.05, 0.0)
+            coords, origins, endpoints = (x[:, ::step] for x in rays)
+            got = g.cameras_from_rays(origins, endpoints, coords, is_robust=False)
+            errors.append(degrees_off(got.world_to_camera, cameras).mean())
+        means.append(torch.stack(errors).mean())
+    assert means[1] < means[0] / 4  # 37 times the rays
+
+
+def test_leading_dimensions_broadcast_and_blocks_do_not_show() -> None:
+    cameras, coords, origins, endpoints = dense(1, 0.003, 0.02)
+    alone = [g.cameras_from_rays(origins[i], endpoints[i], coords[0]).world_to_camera for i in range(3)]
+    together = g.cameras_from_rays(origins[None], endpoints[None], coords[0]).world_to_camera
+    assert together.shape == (1, 3, 3, 4)
+    torch.testing.assert_close(together[0], torch.stack(alone))
+
+
+def test_the_plain_fit_has_a_gradient() -> None:
+    _, _, coords, origins, endpoints = bundles(2)
+    endpoints = endpoints[0, 0] + 0.01 * torch.randn(144, 3, generator=torch.Generator().manual_seed(0)).double()
+    near = endpoints.requires_grad_()
+    got = g.cameras_from_rays(origins[0, 0], near, coords[0, 0], is_robust=False).world_to_camera[..., :3].sum()
+    (gradient,) = torch.autograd.grad(got, near)
+    step = 1e-6
+    moved = endpoints.detach().clone()
+    moved[5, 1] += step
+    after = g.cameras_from_rays(origins[0, 0], moved, coords[0, 0], is_robust=False).world_to_camera[..., :3].sum()
+    assert float(gradient[5, 1]) == pytest.approx(float(after - got.detach()) / step, rel=1e-3, abs=1e-6)
+
+
 @given(seeds)
 def test_turning_the_world_turns_the_cameras_and_changes_nothing_else(seed: int) -> None:
     _, _, coords, origins, endpoints = bundles(seed)
