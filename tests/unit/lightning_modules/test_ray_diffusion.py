@@ -16,6 +16,7 @@ from callbacks import LogRays
 from lightning_modules import RayDiffusionModule
 from lightning_modules.ray_diffusion import coords_of, load_encoder, targets_of
 from lightning_modules.ray_scores import SceneScores, fingerprint, first_views, score_scenes
+from parity_tools import fill_
 from restrike.data.samples import MultiViewBatch
 from restrike.losses import ray_loss
 from restrike.metrics.multiview import trivial_cameras
@@ -199,6 +200,7 @@ def test_a_test_prints_the_same_table_of_baselines(tmp_path, capsys):
     scenes = Scenes()
     scenes.mean_motion = trivial_cameras(torch.empty(3, 3, 4))
     made = module(test_untrained=True, test_other_images=True)
+    fill_(made.net)  # as if trained
     trainer = toy_trainer(tmp_path)
     trainer.test(made, scenes, verbose=False)
     text = capsys.readouterr().out
