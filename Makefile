@@ -82,7 +82,7 @@ smoke-diffusionsfm: $(STAMP) $(TOY_DATA)/catalogue.json ## the same for a small 
 	$(call toy,smoke_diffusionsfm)
 
 $(TOY_DATA)/catalogue.json: | $(STAMP)
-	$(RUN) prepare toy --out $(TOY_DATA)_tree --sequences 100 --size 96 --categories apple bottle cup teddybear
+	$(RUN) prepare toy --out $(TOY_DATA)_tree --sequences 100 --size 96 --categories apple bottle cup teddybear --rooms category
 	$(RUN) prepare co3d --src $(TOY_DATA)_tree --out $(TOY_DATA)
 
 ##@ Keep it right

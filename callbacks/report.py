@@ -70,7 +70,14 @@ def frozen_frames(path: str | Path) -> str | None:
     return f"{path.name}, sha256 {frame_lists_hash(load_frame_lists(path))}"
 
 
-WEIGHTS = {"": "raw", "_ema": "EMA", "_untrained": "untrained", "_trivial": "trivial"}
+WEIGHTS = {
+    "": "raw",
+    "_ema": "EMA",
+    "_untrained": "untrained",
+    "_other_images": "other images",
+    "_mean_motion": "mean motion",
+    "_trivial": "trivial",
+}
 
 
 def metric_table(metrics: dict[str, float]) -> str:

@@ -97,6 +97,8 @@ def _add_multiview(commands: Any) -> None:
     toy.add_argument("--size", type=_at_least(16), default=192, metavar="PX", help="short side (%(default)s)")
     toy.add_argument("--fps", type=_at_least(1), default=10, metavar="N", help="of the time stamps (%(default)s)")
     toy.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of everything (%(default)s)")
+    toy.add_argument("--rooms", choices=("own", "category"), default="own",
+                     help="one for each sequence, or one for all of a category (%(default)s)")  # fmt: skip
     _add_workers(toy)
     toy.set_defaults(run=_toy)
 
@@ -253,6 +255,7 @@ def _toy(arguments: argparse.Namespace) -> int:
         size=arguments.size,
         fps=arguments.fps,
         seed=arguments.seed,
+        rooms=arguments.rooms,
         workers=arguments.workers,
     )
     frames = prepare_toy(arguments.out, options)

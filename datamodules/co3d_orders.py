@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datamodules.co3d import CO3DDataModule
 from restrike.data.batches import LoadedBatch, Request
@@ -24,6 +25,7 @@ from restrike.data.multiview_frames import (
 from restrike.data.multiview_transforms import DiffusionSfMViews
 from restrike.data.samples import MultiViewBatch
 from restrike.metrics.camera_pose import camera_scene_scale
+from restrike.metrics.multiview import mean_cameras
 
 
 class CO3DOrdersDataModule(CO3DDataModule):
@@ -38,6 +40,8 @@ class CO3DOrdersDataModule(CO3DDataModule):
         test_orders: Orders of each sequence.
         test_order_files: Folder with `co3d_v2_random_order_<0…>/<category>.json`, as RelPose++ publishes them. null
             draws the orders from `seed`, and writes them into the run folder.
+        test_mean_motion: Also find the mean motion of the training sequences, as `val_sampler` draws them, which a test
+            then reports beside the network.
         data: Everything else; see `CO3DDataModule`.
     """
 
@@ -48,6 +52,7 @@ class CO3DOrdersDataModule(CO3DDataModule):
         test_transform: DiffusionSfMViews | None = None,
         test_orders: int = 5,
         test_order_files: str | None = None,
+        test_mean_motion: bool = False,
         **data: Any,
     ) -> None:
         super().__init__(**data)
@@ -60,6 +65,8 @@ class CO3DOrdersDataModule(CO3DDataModule):
         self.test_transform = test_transform or self.val_transform
         self.test_orders, self.test_order_files = test_orders, test_order_files
         self.scene_scales: dict[str, float] = {}
+        self.test_mean_motion = test_mean_motion
+        self.mean_motion: Tensor | None = None  # world_to_camera [V, 3, 4], from setup on
         self._orders: list[list[DrawnViews]] = []
 
     def setup(self, stage: str) -> None:
@@ -73,6 +80,11 @@ class CO3DOrdersDataModule(CO3DDataModule):
             source.key(scene): float(camera_scene_scale(torch.from_numpy(source.cameras(scene))))
             for scene in range(len(source))
         }
+        if self.test_mean_motion:
+            training = self._source("train")
+            drawn = draw_every_scene(training, self.val_sampler, self.val_shape.views, self.seed)
+            cameras = [torch.from_numpy(training.cameras(one.scene)[one.positions]).double() for one in drawn]
+            self.mean_motion = mean_cameras(torch.stack(cameras)).float()
 
     @property
     def evaluation_frames(self) -> str | None:

@@ -1,18 +1,33 @@
-"""A network of random weights beside the trained one: what a test's numbers are worth."""
+"""Networks beside the trained one that show what a test's numbers are worth: of random weights, or misled."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.in_parts import TrainsInParts
 from lightning_modules.networks import build_network
 
 
-class ComparesWithUntrained(TrainsInParts):
-    """Evaluates such a network too, in a test whose module says `test_untrained`; logs when an evaluation ends."""
+class OnOtherImages(nn.Module):
+    """A network that is shown the next scene's images [B, V, 3, H, W] in place of each scene's own: whatever it still
+    gets right, it has not read from images. A batch of one scene stays as it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Any:
+        """What `net` says of them."""
+        return self.net(images.roll(1, dims=0))
+
+
+class ComparesWithBaselines(TrainsInParts):
+    """Evaluates such networks too, in a test whose module says `test_untrained` or `test_other_images`; logs when an
+    evaluation ends."""
 
     predicts_only: bool = False  # set by a callback that scores what `predict_step` says, in place of these metrics
     _untrained: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule
@@ -27,6 +42,8 @@ class ComparesWithUntrained(TrainsInParts):
                     net = build_network(self.hparams.model_name, **(self.hparams.model_args or {}))
                 self._untrained = (net.to(self.device).eval(),)
             nets["_untrained"] = self._untrained[0]
+        if stage == "test" and self.hparams.test_other_images:
+            nets["_other_images"] = OnOtherImages(next(iter(nets.values())))
         return nets
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.baselines import ComparesWithUntrained
+from lightning_modules.baselines import ComparesWithBaselines
 from restrike.data.multiview_filter import SEEN, UNSEEN
 from restrike.data.predicted_views import PredictedViews, whole_photo_intrinsics
 from restrike.data.samples import MultiViewBatch
@@ -27,10 +27,10 @@ from restrike.metrics.multiview import trivial_cameras
 
 _CATEGORIES = (*SEEN, *UNSEEN, "other")
 _STAGES = ("val", "test")
-_BASELINES = ("_untrained", "_trivial")
+_BASELINES = ("_untrained", "_other_images", "_trivial")
 
 
-class MultiViewReconstructionModule(ComparesWithUntrained):
+class MultiViewReconstructionModule(ComparesWithBaselines):
     """Trains and evaluates VGGT.
 
     Validation and test log `rra@`, `rta@`, `auc@`, depth errors after the ratio of medians, and the losses; test also
@@ -53,6 +53,7 @@ class MultiViewReconstructionModule(ComparesWithUntrained):
         relative_pose: Of the reported accuracies: "released" or "camera" (docs/protocols.md).
         test_points: Points of each cloud that are compared in a test.
         test_untrained: Evaluate a network of random weights, too, in a test.
+        test_other_images: Evaluate the network on the images of another scene, too, in a test.
         training: Everything that all trainings share; see `TrainingModule`.
     """
 
@@ -73,6 +74,7 @@ class MultiViewReconstructionModule(ComparesWithUntrained):
         relative_pose: RelativePose = "released",
         test_points: int = 4096,
         test_untrained: bool = False,
+        test_other_images: bool = False,
         **training: Any,
     ) -> None:
         super().__init__(model_name, model_args, **training)

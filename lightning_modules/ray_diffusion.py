@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.base import TrainingModule
+from lightning_modules.baselines import ComparesWithBaselines
 from lightning_modules.multiview_reconstruction import category_of, select_scenes
 from lightning_modules.networks import build_network
 from lightning_modules.ray_scores import SceneScores, fingerprint, first_views, score_scenes
@@ -50,12 +50,14 @@ _CATEGORIES = (*SEEN, *UNSEEN, "other")
 _SUFFIXES = ("", "_ema", "_trivial")
 
 
-class RayDiffusionModule(TrainingModule):
+class RayDiffusionModule(ComparesWithBaselines):
     """Trains, samples and evaluates DiffusionSfM.
 
     Validation logs the loss at fixed times and noise, `val/rra@15`, `val/center_acc@0.1` and the like of cameras
     sampled with the early stop, and the same of identity poses (`_trivial`). Test prints the published table; it keeps
-    each scene's score in the run folder, and goes on from there when it is started again.
+    each scene's score in the run folder, and goes on from there when it is started again. On request it prints the same
+    table of baselines: random weights (`_untrained`), the network on another scene's images (`_other_images`), and,
+    where the data has found one, the mean motion of the training sequences (`_mean_motion`).
 
     Args:
         model_name: "diffusionsfm_sparse" or "diffusionsfm_dense".
@@ -73,11 +75,12 @@ class RayDiffusionModule(TrainingModule):
         center: Camera centre: "mean" of the origins or "intersection" of the rays.
         test_views: Rows of the test's table: how many views of a scene are shown.
         test_points: Points of a cloud that a test compares at most, taken evenly; null: all, as published.
+        test_untrained: Evaluate a network of random weights, too, in a test.
+        test_other_images: Evaluate the network on the images of another scene, too, in a test.
         training: Everything that all trainings share; see `TrainingModule`.
     """
 
     net: DiffusionSfM
-    predicts_only: bool = False  # set by a callback that scores what `predict_step` says, in place of these metrics
 
     def __init__(
         self,
@@ -93,6 +96,8 @@ class RayDiffusionModule(TrainingModule):
         center: Center = "mean",
         test_views: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
         test_points: int | None = None,
+        test_untrained: bool = False,
+        test_other_images: bool = False,
         **training: Any,
     ) -> None:
         super().__init__(model_name, model_args, **training)
@@ -105,7 +110,7 @@ class RayDiffusionModule(TrainingModule):
         self.metrics.update({f"center{s}": CameraCenterAccuracy(groups=_CATEGORIES) for s in _SUFFIXES})
         self.metrics.update({f"loss{s}": MeanMetric() for s in ("", "_ema")})
         self._touched: set[str] = set()
-        self._scores: SceneScores | None = None
+        self._scores: dict[str, SceneScores] = {}
 
     def forward(self, images: Tensor, coords: Tensor) -> RaySamples:
         """Rays of normalised images [B, V, 3, H, W] with patch coordinates [B, V, 2, h, w], by sampling."""
@@ -178,8 +183,11 @@ class RayDiffusionModule(TrainingModule):
         self._score("_trivial", trivial_cameras(batch.world_to_camera), batch)
         return {"batch": batch, "rays": rays, "true_rays": targets.rays}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log what the ranks have summed."""
+    def log_metrics(self, stage: str) -> None:
+        """Log what the ranks have summed; of a test also print the tables and write them into the run folder."""
+        if stage == "test":
+            self._log_tables()
+            return
         for suffix in sorted(self._touched):
             kinds = ("pose", "center") if suffix == "_trivial" else ("pose", "center", "loss")
             values: dict[str, Tensor] = {}
@@ -193,43 +201,67 @@ class RayDiffusionModule(TrainingModule):
         """Find what an earlier test of the same weights and settings has scored."""
         if self.predicts_only:
             return
-        net = list(self.evaluated().values())[-1]
-        folder = Path(self.trainer.default_root_dir) / "test"
-        self._scores = SceneScores(folder, self._test_identity(net), self.global_rank)
+        folder, identity = Path(self.trainer.default_root_dir) / "test", self._test_identity(self._tested())
+        self._scores = {"": SceneScores(folder, identity, self.global_rank)}
+        for suffix, title in self._baselines().items():
+            self._scores[suffix] = SceneScores(folder, identity | {"baseline": suffix}, self.global_rank, title)
 
     def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """Score each scene with its first 2, 3, … views, unless it was scored before."""
         if self.predicts_only:
             return self.predict_step(batch, batch_idx)
-        assert self._scores is not None
-        wanted = batch.valid.cpu() & torch.tensor([not self._scores.has(key) for key in batch.keys])
-        if not bool(wanted.any()):
-            return None
-        net = list(self.evaluated().values())[-1]
-        batch = select_scenes(batch, wanted)
-        features, coords = net.encode(batch.images), coords_of(batch, self.net.width)
-        scales = getattr(self.trainer.datamodule, "scene_scales", {})
-        scores: list[list[SceneScore]] = [[] for _ in batch.keys]
-        for views in self.hparams.test_views:
-            if views > batch.images.shape[1]:
-                continue
-            part = first_views(batch, views)
-            kept = features.views(torch.arange(views, device=self.device))
-            rays = self.sample(net, None, coords[:, :views], features=kept).prediction
-            found = score_scenes(part, rays, self.cameras(rays, part), scales, self.hparams.test_points)
-            for row, score in zip(scores, found, strict=True):
-                row.append(score)
-        self._scores.add(batch.keys, scores)
+        for suffix, kept in self._scores.items():
+            wanted = batch.valid.cpu() & torch.tensor([not kept.has(key) for key in batch.keys])
+            if bool(wanted.any()):
+                part = select_scenes(batch, wanted)
+                kept.add(part.keys, self._scores_of(suffix, part))
         return None
 
-    def on_test_epoch_end(self) -> None:
-        """Print the table, write it into the run folder, log its values."""
+    def _scores_of(self, suffix: str, batch: MultiViewBatch) -> list[list[SceneScore]]:
+        """Of each scene, for each number of views, what the network or a baseline gets."""
+        net = self.competitors("test")["_untrained"] if suffix == "_untrained" else self._tested()
+        is_network = suffix != "_mean_motion"
+        images = batch.images.roll(1, dims=0) if suffix == "_other_images" else batch.images
+        features = net.encode(images) if is_network else None
+        coords = coords_of(batch, self.net.width)
+        scales = getattr(self.trainer.datamodule, "scene_scales", {})
+        scores: list[list[SceneScore]] = [[] for _ in batch.keys]
+        for views in (n for n in self.hparams.test_views if n <= batch.images.shape[1]):
+            part, rays = first_views(batch, views), None
+            if features is None:
+                cameras = self.trainer.datamodule.mean_motion[:views].to(self.device).expand(len(batch.keys), -1, 3, 4)
+            else:
+                kept = features.views(torch.arange(views, device=self.device))
+                rays = self.sample(net, None, coords[:, :views], features=kept).prediction
+                cameras = self.cameras(rays, part).world_to_camera
+            for row, score in zip(
+                scores, score_scenes(part, rays, cameras, scales, self.hparams.test_points), strict=True
+            ):
+                row.append(score)
+        return scores
+
+    def _tested(self) -> Any:
+        return list(self.evaluated().values())[-1]
+
+    def _baselines(self) -> dict[str, str]:
+        """Suffix and title of what stands beside the network in a test."""
+        found = {
+            "_untrained": (self.hparams.test_untrained, "Random weights:"),
+            "_other_images": (self.hparams.test_other_images, "The network on another scene's images:"),
+            "_mean_motion": (
+                getattr(self.trainer.datamodule, "mean_motion", None) is not None,
+                "The mean motion of the training sequences, whatever the images:",
+            ),
+        }
+        return {suffix: title for suffix, (is_wanted, title) in found.items() if is_wanted}
+
+    def _log_tables(self) -> None:
         if self.predicts_only:
             return
-        assert self._scores is not None
         self.trainer.strategy.barrier("scores")
-        values = self._scores.summarize(is_writer=self.trainer.is_global_zero)
-        self.log_dict({f"test/{name}": value for name, value in values.items()}, sync_dist=False)
+        for suffix, scores in self._scores.items():
+            values = scores.summarize(is_writer=self.trainer.is_global_zero)
+            self.log_dict({f"test/{name}{suffix}": value for name, value in values.items()}, sync_dist=False)
 
     def predict_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any]:
         """Of a batch of scenes: keys, rays [B, V, 8, P, P], world_to_camera [B, V, 3, 4] and intrinsics [B, V, 3, 3] in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from restrike.data.multiview_filter import SEEN, UNSEEN
 from restrike.data.samples import MultiViewBatch
-from restrike.geometry import RayCameras, decode_rays, invert_se3, unproject_depth
+from restrike.geometry import decode_rays, invert_se3, unproject_depth
 from restrike.metrics.pose_table import SceneScore, format_pose_table, pose_table, score_cameras, score_points
 
 _VIEW_FIELDS = (
@@ -34,9 +35,11 @@ class SceneScores:
         folder: Of the run's tests; each identity has its own below it.
         identity: Everything that a score depends on beside the scene.
         rank: Of this process.
+        title: Of the printed table.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], rank: int) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], rank: int, title: str = "") -> None:
+        self.title = title
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         self.folder, self.rank = folder / digest, rank
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ class SceneScores:
             text = format_pose_table(tables)
             (self.folder / "table.md").write_text(text + "\n", encoding="utf-8")
             (self.folder / "table.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
-            print(f"\n{text}\n\nscores of each scene: {self.folder}\n")
+            print(f"\n{self.title and self.title + chr(10)}{text}\n\nscores of each scene: {self.folder}\n")
         return {
             f"{title}/{name}_n{views}": value
             for title, table in tables.items()
@@ -88,8 +91,8 @@ class SceneScores:
 
 def score_scenes(
     batch: MultiViewBatch,
-    rays: Tensor,
-    cameras: RayCameras,
+    rays: Tensor | None,
+    world_to_camera: Tensor,
     scene_scales: Mapping[str, float],
     max_points: int | None = None,
 ) -> list[SceneScore]:
@@ -97,11 +100,26 @@ def score_scenes(
 
     Args:
         batch: With depth at the resolution of the comparison; keys "<category>/<sequence>", or with "#<order>".
-        rays: [B, V, 8, P, P], sampled.
-        cameras: Made of them.
+        rays: [B, V, 8, P, P], sampled; None has no points to compare.
+        world_to_camera: [B, V, 3, 4], predicted.
         scene_scales: Of whole sequences, by "<category>/<sequence>"; where one is missing, that of the batch's views.
         max_points: As in `score_points`.
     """
+    points = [(math.nan, math.nan)] * len(batch.keys) if rays is None else _score_points(batch, rays, max_points)
+    scores = []
+    for row, key in enumerate(batch.keys):
+        name, _, order = key.partition("#")
+        category, _, sequence = name.partition("/")
+        size = scene_scales.get(name)
+        whole = None if size is None else batch.world_to_camera.new_tensor(size)
+        rotation, center = score_cameras(world_to_camera[row], batch.world_to_camera[row], whole)
+        views = batch.images.shape[1]
+        scores.append(SceneScore(category, sequence, int(order or 0), views, rotation, center, *points[row]))
+    return scores
+
+
+def _score_points(batch: MultiViewBatch, rays: Tensor, max_points: int | None) -> list[tuple[float, float]]:
+    """Of each scene the Chamfer distance of all known depth, and of the object's."""
     depth_size = batch.depth.shape[-1]
     _, endpoints = decode_rays(F.interpolate(rays.flatten(0, 1), depth_size, mode="nearest-exact"))
     endpoints = endpoints.unflatten(0, rays.shape[:2])
@@ -110,17 +128,11 @@ def score_scenes(
     intrinsics = batch.intrinsics * batch.intrinsics.new_tensor([scale, scale, 1.0])[:, None]
     true = unproject_depth(depth, intrinsics, invert_se3(batch.world_to_camera))
     known = batch.valid_depth & true.isfinite().all(-1)
-    scores = []
-    for row, key in enumerate(batch.keys):
-        name, _, order = key.partition("#")
-        category, _, sequence = name.partition("/")
-        size = scene_scales.get(name)
-        whole = None if size is None else true.new_tensor(size)
-        rotation, center = score_cameras(cameras.world_to_camera[row], batch.world_to_camera[row], whole)
-        masks = (known[row], known[row] & batch.foreground[row])
-        distances = [score_points(endpoints[row], true[row], mask, max_points) for mask in masks]
-        scores.append(SceneScore(category, sequence, int(order or 0), rays.shape[1], rotation, center, *distances))
-    return scores
+    masks = (known, known & batch.foreground)
+    return [
+        tuple(score_points(endpoints[row], true[row], mask[row], max_points) for mask in masks)  # type: ignore[misc]
+        for row in range(len(batch.keys))
+    ]
 
 
 def first_views(batch: MultiViewBatch, views: int) -> MultiViewBatch:

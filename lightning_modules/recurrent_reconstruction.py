@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from lightning_modules.baselines import ComparesWithUntrained
+from lightning_modules.baselines import ComparesWithBaselines
 from lightning_modules.multiview_reconstruction import scene_parts, select_scenes
 from restrike.data.predicted_views import PredictedViews, whole_photo_intrinsics
 from restrike.data.samples import MultiViewBatch
@@ -34,7 +34,7 @@ from restrike.models.cut3r.truncation import TruncatedSequence
 from restrike.models.layers.precision import no_autocast
 
 _STAGES = ("val", "test")
-_SUFFIXES = ("", "_ema", "_untrained", "_trivial")
+_SUFFIXES = ("", "_ema", "_untrained", "_other_images", "_trivial")
 _LOGGED_ERRORS = (
     "loss", "loss_pose", "loss_color",
     "distance_camera", "distance_world", "scale_invariant_camera", "scale_invariant_world",
@@ -48,7 +48,7 @@ class _Part(NamedTuple):
     start: int
 
 
-class RecurrentReconstructionModule(ComparesWithUntrained):
+class RecurrentReconstructionModule(ComparesWithBaselines):
     """Trains and evaluates CUT3R.
 
     Validation and test log the published test criterion and its parts, trajectory errors and depth errors under each
@@ -74,6 +74,7 @@ class RecurrentReconstructionModule(ComparesWithUntrained):
         trained_chunks: Chunks from the end that have a step.
         accum_steps: Parts of a batch, along scenes, that have a backward pass each.
         test_untrained: Evaluate a network of random weights, too, in a test.
+        test_other_images: Evaluate the network on the images of another scene, too, in a test.
         test_lengths: Also report the first so many views of each sequence; what a model says of them does not depend
             on later ones.
         test_points: Points of a reconstruction that are compared; null takes all.
@@ -100,6 +101,7 @@ class RecurrentReconstructionModule(ComparesWithUntrained):
         trained_chunks: int = 4,
         accum_steps: int = 1,
         test_untrained: bool = False,
+        test_other_images: bool = False,
         test_lengths: list[int] | None = None,
         test_points: int | None = 20000,
         **training: Any,

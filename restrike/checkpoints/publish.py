@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from restrike.checkpoints import atomic
-from restrike.models.layers.derived import derived_modules
+from restrike.models.layers.derived import DerivedBuffers, derived_modules
 
 _VERSION = 2
 
@@ -50,6 +50,8 @@ def _complete(net: nn.Module) -> dict[str, Tensor]:
     """State dict on the CPU with the true values of derived buffers."""
     state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
     for prefix, module in derived_modules(net):
+        if not isinstance(module, DerivedBuffers):  # tables that the live module holds as they are
+            continue
         for name, value in module.derived_values().items():
             state[f"{prefix}.{name}"] = value.detach().cpu()
     return state

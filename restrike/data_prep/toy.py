@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import msgspec
@@ -34,12 +34,16 @@ from restrike.geometry import to_pytorch3d
 DEFAULT_CATEGORIES = ("apple", "bottle", "cup", "teddybear", "ball")  # four seen ones and an unseen one
 TEST_SHARE = 0.25
 _PHOTOS = ("astronaut", "brick", "chelsea", "china", "coffee", "flower", "grass", "gravel", "hubble", "text")
+_WALLPAPERS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble")  # no two parts of these look alike
 _ASPECTS = ((4, 3), (3, 4), (1, 1))  # height : width
 _GRAZING = 0.2  # cosine below which depth has a hole, as in multi-view stereo
 _JPEG_QUALITY = 92
 _ROOM = 4.0
 _WORK = ".prepare"
+_ROOM_NUMBER = 2**31  # of the stream that draws a category's room: no sequence's
 _VERSION = 1  # part of every record: a change of the pictures makes old trees again
+
+Rooms = Literal["own", "category"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class ToyOptions:
         size: short side, pixels.
         fps: frames a second of the pretended video (time stamps only).
         seed: of everything.
+        rooms: "own": every sequence has a room of its own, so only matching tells how a camera moved. "category": all
+            sequences of a category stand in one room, papered with one photo a side and lit alike, and walks pass along
+            the same half of it; object, walk and lens are each sequence's own. So a network can learn in minutes to see
+            where in the room a picture was taken.
         workers: processes.
     """
 
@@ -62,6 +70,7 @@ class ToyOptions:
     size: int = 192
     fps: float = 10.0
     seed: int = 0
+    rooms: Rooms = "own"
     workers: int = 1
 
 
@@ -134,7 +143,9 @@ def _write_sequence(job: _Job) -> tuple[_Record, bool]:
     """Draw one sequence, or keep it; True = kept."""
     cv2.setNumThreads(1)  # processes are the parallelism
     path = job.out / _WORK / f"{job.category_name}-{job.name}.json"
-    fingerprint = repr((_VERSION, job.options.frames, job.options.size, job.options.fps, job.options.seed, job.name))
+    options = job.options
+    made_of = (_VERSION, options.frames, options.size, options.fps, options.seed, job.name)
+    fingerprint = repr(made_of if options.rooms == "own" else (*made_of, options.rooms))
     try:
         record = msgspec.json.decode(path.read_bytes(), type=_Record)
         if record.fingerprint == fingerprint:
@@ -180,9 +191,14 @@ def _draw_sequence(job: _Job, fingerprint: str) -> _Record:
 
 def _scene(job: _Job, random: np.random.Generator) -> Scene:
     solids = stack_of_solids(random, KINDS[job.category % len(KINDS)], len(_PHOTOS))
-    walls = tuple(int(texture) for texture in random.integers(len(_PHOTOS), size=6))
+    is_shared = job.options.rooms == "category"
+    if is_shared:
+        random = stream(job.options.seed, Purpose.PACKING, job.category, _ROOM_NUMBER)
+        walls = tuple(_PHOTOS.index(name) for name in random.permutation(_WALLPAPERS))
+    else:
+        walls = tuple(random.integers(len(_PHOTOS), size=6).tolist())
     light = np.array([random.uniform(-1, 1), random.uniform(-1, 1), random.uniform(0.7, 1.5)])
-    return Scene(solids, _ROOM, walls, light / np.linalg.norm(light))
+    return Scene(solids, _ROOM, walls, light / np.linalg.norm(light), is_papered=is_shared)
 
 
 def _orbit(job: _Job, scene: Scene, random: np.random.Generator) -> list[View]:
@@ -190,7 +206,10 @@ def _orbit(job: _Job, scene: Scene, random: np.random.Generator) -> list[View]:
     count, size = job.options.frames, job.options.size
     ratio = _ASPECTS[int(random.integers(len(_ASPECTS)))]
     height, width = (round(size * side / min(ratio)) for side in ratio)
-    sweep, start = random.uniform(1.2, 2.0) * math.pi, random.uniform(0, 2 * math.pi)
+    if job.options.rooms == "category":
+        sweep, start = random.uniform(0.6, 1.0) * math.pi, random.uniform(-0.3, 0.3)
+    else:
+        sweep, start = random.uniform(1.2, 2.0) * math.pi, random.uniform(0, 2 * math.pi)
     wobble, roll = random.uniform(0.05, 0.15), random.normal(0, 0.06)
     focal = random.uniform(1.9, 2.8) * size / 2
     top = max(solid.height + float(solid.half[2]) for solid in scene.solids)

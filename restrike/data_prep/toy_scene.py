@@ -35,12 +35,19 @@ class Solid(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """Solids in a room [-room, room]² x [0, 2 room]; `walls` are the textures of its six faces (x-, x+, y-, …)."""
+    """Solids in a room [-room, room]² x [0, 2 room].
+
+    Attributes:
+        walls: textures of its six faces (x-, x+, y-, y+, floor, ceiling).
+        is_papered: a face is one photo from edge to edge; otherwise photos of side 2 repeat, mirrored about the axes,
+            so that half a turn round the object shows the same floor again.
+    """
 
     solids: list[Solid]
     room: float
     walls: tuple[int, ...]
     light: np.ndarray
+    is_papered: bool = False
 
 
 class View(NamedTuple):
@@ -196,9 +203,11 @@ def _room_hits(scene: Scene, origin: np.ndarray, rays: np.ndarray) -> _Hits:
     axis, t = far.argmin(-1), far.min(-1)
     outwards = np.sign(np.take_along_axis(rays, axis[:, None], 1))
     point = origin + rays * t[:, None]
-    uv = np.stack([np.where(axis == 0, point[:, 1], point[:, 0]), np.where(axis == 2, point[:, 1], point[:, 2])], -1)
+    corner, side = (np.array([scene.room, scene.room, 0]), 2 * scene.room) if scene.is_papered else (np.zeros(3), 2)
+    x, y, z = ((point + corner) / side).T
+    uv = np.stack([np.where(axis == 0, y, x), np.where(axis == 2, y, z)], -1)
     texture = np.array(scene.walls)[2 * axis + (outwards[:, 0] > 0)]
-    return _Hits(t, -np.eye(3)[axis] * outwards, uv / 2, texture)
+    return _Hits(t, -np.eye(3)[axis] * outwards, uv, texture)
 
 
 def _sample(

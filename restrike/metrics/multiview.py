@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from restrike.geometry import invert_se3, nearest_neighbors, umeyama, unproject_depth
-from restrike.metrics.camera_pose import PoseAccuracy, RelativePose
+from restrike.geometry import (
+    camera_centers,
+    compose_se3,
+    invert_se3,
+    make_se3,
+    nearest_neighbors,
+    nearest_rotation,
+    rotate,
+    umeyama,
+    unproject_depth,
+)
+from restrike.metrics.camera_pose import PoseAccuracy, RelativePose, camera_scene_scale
 from restrike.metrics.depth import DepthErrors
 
 _DEPTH_NAMES = ("abs_rel", "rmse", "delta@1.25", "delta@1.25^2", "delta@1.25^3")
@@ -148,3 +158,19 @@ def trivial_cameras(world_to_camera: Tensor) -> Tensor:
     """Identity poses, [..., V, 3, 4]: what a predictor says that looks at no image."""
     identity = torch.eye(3, 4, dtype=world_to_camera.dtype, device=world_to_camera.device)
     return identity.expand_as(world_to_camera).clone()
+
+
+def mean_cameras(world_to_camera: Tensor) -> Tensor:
+    """The mean motion of scenes: what a predictor says that knows how cameras move and looks at no image.
+
+    Args:
+        world_to_camera: [S, V, 3, 4], each scene in a world and unit of its own.
+
+    Returns:
+        [V, 3, 4] in the first camera's world: of every view the rotation nearest to the mean one, and the mean centre
+        in units of `camera_scene_scale`.
+    """
+    moved = compose_se3(world_to_camera, invert_se3(world_to_camera[:, :1]))
+    centers = camera_centers(moved) / camera_scene_scale(moved)[:, None, None]
+    rotation = nearest_rotation(moved[..., :3].mean(0))
+    return make_se3(rotation, -rotate(rotation, centers.mean(0)))

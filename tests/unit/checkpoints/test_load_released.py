@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from restrike.checkpoints import CheckpointError, load_released, released_name, save_released
 from restrike.models import build
 from restrike.models.layers.derived import derived_buffer_names
+from tiny_diffusionsfm import SIZES as DIFFUSIONSFM_SIZES
+from tiny_diffusionsfm import tiny_diffusionsfm
 from tiny_models import SIZES, random_images, tiny_fastervit
 
 IMAGES = random_images(1, 3, 128, 128)
@@ -205,6 +207,16 @@ def test_published_files_hold_true_derived_values(trained, tmp_path):
     for state in (content["state_dict"], content["state_dict_ema"]):
         assert torch.equal(state[name], expected)
         assert state[name].untyped_storage().nbytes() == expected.nbytes
+
+
+@pytest.mark.parametrize("name", ["diffusionsfm_sparse", "diffusionsfm_dense"])
+def test_a_published_diffusionsfm_loads_strictly(name, tmp_path):
+    """Its derived tables are small, so the live module holds them as they are."""
+    net, other = tiny_diffusionsfm(name), build(name, **DIFFUSIONSFM_SIZES)
+    save_released(tmp_path / "w.pth.tar", net, ema=net.state_dict())
+    assert torch.load(tmp_path / "w.pth.tar", weights_only=True)["state_dict"].keys() == net.state_dict().keys()
+    load_released(other, tmp_path / "w.pth.tar", use_ema=True)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
 
 
 def test_released_names():

@@ -15,7 +15,7 @@ from restrike.data_prep.co3d_annotations import Viewpoint
 from restrike.data_prep.co3d_files import read_frame, read_inside, read_point_cloud
 from restrike.data_prep.co3d_tree import Category, Sequence, cameras_of, list_categories, read_category
 from restrike.data_prep.errors import PrepareError
-from restrike.data_prep.toy import ToyOptions, prepare_toy
+from restrike.data_prep.toy import ToyOptions, _Job, _scene, prepare_toy
 
 
 @pytest.fixture
@@ -190,6 +190,21 @@ def test_toy_tree_is_the_same_with_any_number_of_workers_and_goes_on_after_a_kil
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     different = [p for p in files if (tmp_path / "one" / p).read_bytes() != (tmp_path / "two" / p).read_bytes()]
     assert len(files) > 16 and not different
+
+
+def test_toy_sequences_of_a_category_may_share_a_room_and_nothing_else(tmp_path: Path) -> None:
+    options = ToyOptions(categories=("apple", "cup"), sequences=2, frames=4, size=32, rooms="category")
+    prepare_toy(tmp_path, options)
+    scenes = {}
+    for category, name in enumerate(options.categories):
+        sequences = list(read_category(tmp_path, name).sequences.values())
+        assert all(agreement(tmp_path, sequence, 0, 1) < 0.02 for sequence in sequences)
+        jobs = [_Job(tmp_path, category, number, options) for number in range(2)]
+        scenes[name] = [_scene(job, np.random.default_rng(job.sequence)) for job in jobs]
+    for one, other in scenes.values():
+        assert one.walls == other.walls and len(set(one.walls)) == 6 and one.is_papered
+        assert np.array_equal(one.light, other.light) and one.solids[0].half[0] != other.solids[0].half[0]
+    assert scenes["apple"][0].walls != scenes["cup"][0].walls
 
 
 def test_toy_refuses_another_tree_in_its_folder(tmp_path: Path) -> None:

@@ -91,3 +91,13 @@ def test_the_depth_size_of_a_model_overrides_the_transforms(toy_set, tmp_path):
     assert next(iter(made.val_dataloader())).depth.shape[-1] == 8
     with pytest.raises(ValueError, match="data.test_orders: expected 1 or more, got 0"):
         datamodule(toy_set, test_orders=0)
+
+
+def test_the_mean_motion_is_that_of_the_training_sequences(toy_set, tmp_path):
+    made = datamodule(toy_set, test_mean_motion=True)
+    made.trainer = toy_trainer(tmp_path)
+    made.setup("test")
+    assert made.mean_motion.shape == (3, 3, 4)
+    torch.testing.assert_close(made.mean_motion[0], torch.eye(3, 4), atol=1e-5, rtol=0)
+    held_out, training = made._source("test"), made._source("train")
+    assert not {training.key(k) for k in range(len(training))} & {held_out.key(k) for k in range(len(held_out))}

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
+from torch import nn
 
 from callbacks import StagedFreezing
 from distributed import run_ranks
 from lightning_modules import MultiViewReconstructionModule
+from lightning_modules.baselines import OnOtherImages
 from lightning_modules.multiview_reconstruction import category_of, multiview_targets, scene_parts, select_scenes
 from multiview_cases import random_scene
 from restrike.checkpoints import CheckpointError
@@ -234,14 +236,19 @@ def evaluated(root, data, **arguments) -> dict[str, float]:
     return values
 
 
-def test_a_test_reports_both_baselines_beside_the_weights(tmp_path):
-    values = evaluated(tmp_path, Scenes(), test_untrained=True)
+def test_a_test_reports_the_baselines_beside_the_weights(tmp_path):
+    values = evaluated(tmp_path, Scenes(), test_untrained=True, test_other_images=True)
     for metric in ("auc@3", "auc@30", "rra@15", "rta@5", "abs_rel", "delta@1.25", "point_overall"):
-        for suffix in ("", "_untrained", "_trivial"):
+        for suffix in ("", "_untrained", "_other_images", "_trivial"):
             assert math.isfinite(values[f"test/{metric}{suffix}"]), metric + suffix
     assert values["test/auc@30_trivial"] == 0
-    assert values["test/abs_rel"] != values["test/abs_rel_untrained"]
+    assert len({values[f"test/abs_rel{suffix}"] for suffix in ("", "_untrained", "_other_images")}) == 3
     assert math.isfinite(values["test/loss"]) and "test/loss_trivial" not in values
+
+
+def test_a_misled_network_sees_the_next_scenes_images():
+    images = torch.arange(3.0).view(3, 1, 1, 1, 1)
+    assert OnOtherImages(nn.Identity())(images).flatten().tolist() == [2, 0, 1]
 
 
 def test_padding_rows_change_nothing(tmp_path):

@@ -16,8 +16,10 @@ from callbacks import LogRays
 from lightning_modules import RayDiffusionModule
 from lightning_modules.ray_diffusion import coords_of, load_encoder, targets_of
 from lightning_modules.ray_scores import SceneScores, fingerprint, first_views, score_scenes
+from parity_tools import fill_
 from restrike.data.samples import MultiViewBatch
 from restrike.losses import ray_loss
+from restrike.metrics.multiview import trivial_cameras
 from restrike.metrics.pose_table import SceneScore
 from tiny_diffusionsfm import SIZES, tiny_diffusionsfm, toy_views
 from training_tools import differing, toy_trainer, weights
@@ -194,6 +196,25 @@ def test_a_test_scores_each_scene_once_and_goes_on_where_it_stopped(tmp_path, ca
     assert len(list((tmp_path / "test").iterdir())) == 2  # other weights, other scores
 
 
+def test_a_test_prints_the_same_table_of_baselines(tmp_path, capsys):
+    scenes = Scenes()
+    scenes.mean_motion = trivial_cameras(torch.empty(3, 3, 4))
+    made = module(test_untrained=True, test_other_images=True)
+    fill_(made.net)  # as if trained
+    trainer = toy_trainer(tmp_path)
+    trainer.test(made, scenes, verbose=False)
+    text = capsys.readouterr().out
+    assert text.count("| seen R@15 |") == 4
+    for title in ("Random weights:", "on another scene's images:", "mean motion of the training sequences"):
+        assert title in text
+    values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    distances = [values[f"test/seen/chamfer_n3{suffix}"] for suffix in ("", "_untrained", "_other_images")]
+    assert len(set(distances)) == 3 and all(map(math.isfinite, distances))
+    assert math.isnan(values["test/seen/chamfer_n3_mean_motion"])  # it says nothing of surfaces
+    assert 0 <= values["test/seen/rra@15_n3_mean_motion"] <= 1
+    assert len(list((tmp_path / "test").iterdir())) == 4
+
+
 def test_true_rays_score_as_perfect():
     made, batch = module(), toy_views(depth_size=16)
     rays = targets_of(batch).rays
@@ -202,13 +223,13 @@ def test_true_rays_score_as_perfect():
         valid_depth=batch.valid_depth.repeat_interleave(2, -1).repeat_interleave(2, -2),
         foreground=batch.foreground.repeat_interleave(2, -1).repeat_interleave(2, -2),
     )
-    scores = score_scenes(fine, rays, made.cameras(rays, batch), {})
+    scores = score_scenes(fine, rays, made.cameras(rays, batch).world_to_camera, {})
     assert [(s.category, s.sequence, s.views) for s in scores] == [("apple", "0", 3), ("apple", "1", 3)]
     assert all(s.rra == s.center_acc == 1 and s.chamfer < 0.01 for s in scores)
     pair = first_views(fine, 2)
     assert pair.images.shape[1] == pair.depth.shape[1] == 2
     lost = F.normalize(torch.randn(rays.shape).unflatten(2, (2, 4)), dim=3).flatten(2, 3)
-    assert score_scenes(pair, lost[:, :2], made.cameras(lost[:, :2], pair), {})[0].chamfer > 0.05
+    assert score_scenes(pair, lost[:, :2], made.cameras(lost[:, :2], pair).world_to_camera, {})[0].chamfer > 0.05
 
 
 def test_scores_of_all_ranks_are_read_and_kept_apart_by_settings(tmp_path, capsys):

@@ -9,10 +9,11 @@ import torch
 
 from distributed import run_ranks
 from multiview_cases import random_scene
+from restrike import geometry as g
 from restrike.geometry import invert_se3, make_se3, unproject_depth
 from restrike.metrics import MultiViewMetrics, PointErrors
-from restrike.metrics.camera_pose import pairwise_pose_errors
-from restrike.metrics.multiview import trivial_cameras
+from restrike.metrics.camera_pose import camera_scene_scale, pairwise_pose_errors
+from restrike.metrics.multiview import mean_cameras, trivial_cameras
 
 CATEGORIES = ("apple", "ball", "cup")
 
@@ -117,3 +118,19 @@ def test_a_rank_without_scenes_takes_part():
         assert values.keys() == expected.keys()
         for name, value in values.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_mean_motion_is_that_of_scenes_that_all_move_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    walk = g.make_se3(g.axis_angle_to_matrix(0.4 * draw(4, 3)), draw(4, 3))
+    worlds = g.make_se3(g.axis_angle_to_matrix(draw(5, 1, 3)), draw(5, 1, 3))
+    scenes = g.compose_se3(walk, worlds)
+    scenes[..., 3] *= torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])[:, None, None]  # each in a unit of its own
+    mean = mean_cameras(scenes)
+    first = g.compose_se3(walk, g.invert_se3(walk[:1]))
+    torch.testing.assert_close(mean[:, :, :3], first[:, :, :3])
+    torch.testing.assert_close(mean[:, :, 3], first[:, :, 3] / camera_scene_scale(first))
