@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import harness
 from benchmarks.targets import MEASURES, ON_GPU, PARTS, listing
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +70,8 @@ def run(line: str, device: str | None) -> bool:
     """Run one command; whether it succeeded. Its old rows go, so that none is left of a row that got another name."""
     name, *parts = line.split()
     options = ["--device", device] if device else []
+    from benchmarks import harness  # imports torch, which --list and mistakes need not wait for
+
     taken, is_done = harness.withdraw(" ".join(["python -m benchmarks", line, *options])), False
     try:
         command = [sys.executable, "-m", f"benchmarks.{name}", *parts, *options]

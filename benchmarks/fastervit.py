@@ -110,14 +110,14 @@ class Bench:
         with self._precision():
             title = f"FasterViT-{variant} training step"
             timing = compare(
-                *(_step(model.train(), x, targets) for model in models), warmup=1, clock=clock_of(str(self.device))
+                *(_step(model.train(), x, targets) for model in models), rounds=7, warmup=1, clock=clock_of(str(self.device))
             )
             self._record(title, timing, batch, f"gradients within {error:.0e}")
             steps = (
                 _step(models[0], x, targets, average.module, average.update),
                 _step(models[1], x, targets, peer_average.module, lambda: peer_average.update(models[1])),
             )
-            timing = compare(*steps, warmup=1, clock=clock_of(str(self.device)))
+            timing = compare(*steps, rounds=7, warmup=1, clock=clock_of(str(self.device)))
         checked = f"gradients within {error:.0e}, MESA term within {error_mesa:.0e}"
         self._record(f"{title} with EMA and MESA", timing, batch, checked, " and timm ModelEmaV2")
 

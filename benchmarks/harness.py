@@ -82,17 +82,8 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time both in turn. A round repeats a call until it has lasted `min_round_s`; even rounds start with the peer."""
-    if rounds < MIN_ROUNDS:
-        raise ValueError(f"rounds={rounds}: a median needs at least {MIN_ROUNDS}")
-    gc.collect()
-    for _ in range(warmup):
-        ours()
-        peer()
-    times: tuple[list[float], list[float]] = ([], [])
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 else (1, 0):
-            times[which].append(_time_call((ours, peer)[which], min_round_s, clock))
-    return Timing(*times)
+    times = time_in_turn({"peer": peer, "ours": ours}, rounds, warmup, min_round_s, clock)
+    return Timing(times["ours"], times["peer"])
 
 
 def compare_forms(
@@ -104,19 +95,29 @@ def compare_forms(
     min_round_s: float = 0.3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """`compare` of several forms of ours with one peer, which is timed once a round: all in turn, then backwards."""
+    """`compare` of several forms of ours with one peer, which is timed once a round."""
+    times = time_in_turn({"the peer": peer, **forms}, rounds, warmup, min_round_s, clock)
+    return {name: Timing(times[name], times["the peer"]) for name in forms}
+
+
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = MIN_ROUNDS,
+    warmup: int = 1,
+    min_round_s: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round: all in turn, in odd rounds backwards."""
     if rounds < MIN_ROUNDS:
         raise ValueError(f"rounds={rounds}: a median needs at least {MIN_ROUNDS}")
-    calls = [peer, *forms.values()]
     gc.collect()
-    for call in calls * warmup:
+    for call in list(calls.values()) * warmup:
         call()
-    times: list[list[float]] = [[] for _ in calls]
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(rounds):
-        order = range(len(calls))
-        for which in reversed(order) if index % 2 else order:
-            times[which].append(_time_call(calls[which], min_round_s, clock))
-    return {name: Timing(ours, times[0]) for name, ours in zip(forms, times[1:], strict=True)}
+        for name in reversed(calls) if index % 2 else calls:
+            times[name].append(_time_call(calls[name], min_round_s, clock))
+    return times
 
 
 def clock_of(device: str = "cpu") -> Callable[[], float]:
@@ -190,7 +191,9 @@ def environment(*packages: str) -> str:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        values = {line.partition("\t")[0]: line.partition(":")[2].strip() for line in lines}
+        if "model name" in values:  # which for some machines is that of several generations
+            cpu = f"{values['model name']} (family {values.get('cpu family')}, model {values.get('model')})"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
     versions = []
     for package in ("torch", *packages):

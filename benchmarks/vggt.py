@@ -32,7 +32,7 @@ from restrike.models.layers.linear import Linear
 from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
 
 SIZE, STEP_SIZE = (112, 168), (84, 126)
-VIEWS, STEP_VIEWS = (2, 6, 12), (2, 8, 24)
+VIEWS, STEP_VIEWS = (2, 12), (2, 8, 24)
 SIZES: dict[str, Any] = {
     "img_size": 168, "embed_dim": 128, "depth": 24, "num_heads": 4, "taps": (4, 11, 17, 23), "patch_embed_depth": 4,
     "patch_embed_num_heads": 4, "camera_depth": 2, "camera_num_heads": 4, "dpt_features": 64,
@@ -181,7 +181,7 @@ def check(size: tuple[int, int]) -> float:
 
 def growth(peaks: Iterable[float]) -> float:
     """MiB per view, between the fewest and the most views."""
-    first, *_, last = peaks
+    first, last = peaks
     return (last - first) / (VIEWS[-1] - VIEWS[0])
 
 

@@ -67,6 +67,7 @@ class VGGT(nn.Module):
     """
 
     family = "vggt"
+    has_selective_checkpointing = True
 
     def __init__(
         self,
