@@ -1,15 +1,16 @@
 """Every speed claim, each in its own process; rows go to docs/benchmarks.md.
 
-    python -m benchmarks                          # all (`make bench`)
-    python -m benchmarks --list                   # measures by number, with their peers, targets and commands
-    python -m benchmarks 3 11                     # measures 3 and 11
-    python -m benchmarks ema fastervit training   # by name; a command with several measures has parts
-    python -m benchmarks fastervit --device cuda  # on a GPU
+python -m benchmarks                          # all (`make bench`)
+python -m benchmarks --list                   # measures by number, with their peers, targets and commands
+python -m benchmarks 3 11                     # measures 3 and 11
+python -m benchmarks ema fastervit training   # by name; a command with several measures has parts
+python -m benchmarks fastervit --device cuda  # on a GPU
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +102,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that withdrawn rows come back
     began, failed = time.monotonic(), []
     for number, line in enumerate(lines, start=1):
         start = time.monotonic()

@@ -2,7 +2,8 @@
 
     pip install --no-deps fastervit
     python -m benchmarks fastervit                       # all parts, each in its own process
-    python -m benchmarks fastervit inference             # eager and deployed: variants 0, 2, 4, batch 1 and 8
+    python -m benchmarks fastervit inference             # eager and deployed: variants 0 and 2, batch 1 and 8
+    python -m benchmarks fastervit large                 # the same of variant 4
     python -m benchmarks fastervit compiled              # torch.compile of the inference form, and of the peer
     python -m benchmarks fastervit any-res               # 576x960
     python -m benchmarks fastervit training              # a step, without and with EMA and MESA
@@ -35,8 +36,8 @@ from restrike.optim import WeightAverage
 TOLERANCE = 1e-4
 DECAY, MESA_RATIO, TEMPERATURE, MESA_WEIGHT = 0.9998, 0.25, 3.0, 50.0  # of the released recipe
 ANY_RES = (576, 960)
-# Compiling takes half a minute a form: what fits within five minutes.
-COMPILED = {"0": (1, 8), "2": (1, 8)}
+# Of each part on a CPU, so that it ends within five minutes; compiling takes half a minute a form and batch size.
+VARIANTS = {"inference": ("0", "2"), "large": ("4",), "compiled": ("0",), "any-res": ("0",), "training": ("0",)}
 
 
 def pair(variant: str, name: str = "faster_vit_{}_224", **arguments: Any) -> tuple[nn.Module, nn.Module]:
@@ -72,7 +73,7 @@ class Bench:
 
     def __init__(self, part: str, device: str, batches: Sequence[int]) -> None:
         self.device, self.batches = torch.device(device), batches
-        self.is_gpu = self.device.type != "cpu"
+        self.is_gpu, self.clock = self.device.type != "cpu", clock_of(device)
         self.part, self.rows = part, list[Row]()
 
     def inference(self, variants: Sequence[str]) -> None:
@@ -80,15 +81,17 @@ class Bench:
         for variant in variants:
             self._forms(f"FasterViT-{variant} inference", pair(variant), {"eager": _eager, "deployed": _deployed})
 
+    def large(self, variants: Sequence[str]) -> None:
+        """The same of variant 4, whose eight images take the released code ten seconds."""
+        self.inference(variants)
+
     def compiled(self, variants: Sequence[str]) -> None:
-        """torch.compile of the inference form against the released code as it stands; of variant 0 also compiled."""
-        for variant in (each for each in variants if each in COMPILED or self.is_gpu):
-            models, title = pair(variant), f"FasterViT-{variant} inference"
-            self._forms(title, models, {"compiled": _compiled}, None if self.is_gpu else COMPILED[variant])
-        if "0" in variants:
-            ours, peer = pair("0")
-            title = "FasterViT-0 inference, against the compiled peer"
-            self._forms(title, (ours, torch.compile(peer)), {"compiled": _compiled}, self.batches[-1:])  # type: ignore[arg-type]
+        """torch.compile of the inference form against the released code, as it stands and compiled."""
+        for variant in variants:
+            self._forms(f"FasterViT-{variant} inference", pair(variant), {"compiled": _compiled})
+        ours, peer = pair(variants[0])
+        title = f"FasterViT-{variants[0]} inference, against the compiled peer"
+        self._forms(title, (ours, torch.compile(peer)), {"compiled": _compiled}, self.batches[-1:])  # type: ignore[arg-type]
 
     def any_res(self, variants: Sequence[str]) -> None:
         """One image of 576 x 960."""
@@ -109,15 +112,14 @@ class Bench:
         error_mesa = assert_close(*(_mesa_term(model, x[:8]) for model in models), TOLERANCE)
         with self._precision():
             title = f"FasterViT-{variant} training step"
-            timing = compare(
-                *(_step(model.train(), x, targets) for model in models), rounds=7, warmup=1, clock=clock_of(str(self.device))
-            )
+            steps = [_step(model.train(), x, targets) for model in models]
+            timing = compare(*steps, rounds=7, warmup=1, clock=self.clock)
             self._record(title, timing, batch, f"gradients within {error:.0e}")
-            steps = (
+            steps = [
                 _step(models[0], x, targets, average.module, average.update),
                 _step(models[1], x, targets, peer_average.module, lambda: peer_average.update(models[1])),
-            )
-            timing = compare(*steps, rounds=7, warmup=1, clock=clock_of(str(self.device)))
+            ]
+            timing = compare(*steps, rounds=7, warmup=1, clock=self.clock)
         checked = f"gradients within {error:.0e}, MESA term within {error_mesa:.0e}"
         self._record(f"{title} with EMA and MESA", timing, batch, checked, " and timm ModelEmaV2")
 
@@ -129,17 +131,18 @@ class Bench:
         batches: Sequence[int] | None = None,
         size: Sequence[int] = (224, 224),
     ) -> None:
-        ours, peer = models[0], models[1].to(self.device)
-        made = {name: make(copy.deepcopy(ours).to(self.device)) for name, make in forms.items()}
+        ours, peer = (model.to(self.device) for model in models)
+        made = {name: make(ours if name == "eager" else copy.deepcopy(ours)) for name, make in forms.items()}
         if self.is_gpu:
             made = {name: model.to(memory_format=torch.channels_last) for name, model in made.items()}
         for batch in batches or self.batches:
             x = images(batch, size).to(self.device)
             with torch.inference_mode():
-                errors = {name: assert_close(model(x), peer(x), TOLERANCE) for name, model in made.items()}
+                expected = peer(x)
+                errors = {name: assert_close(model(x), expected, TOLERANCE) for name, model in made.items()}
                 with self._precision():
                     calls = {name: lambda model=model, x=x: model(x) for name, model in made.items()}
-                    timings = compare_forms(calls, lambda x=x: peer(x), clock=clock_of(str(self.device)))
+                    timings = compare_forms(calls, lambda x=x: peer(x), warmup=self.is_gpu * 5, clock=self.clock)
             for name, timing in timings.items():
                 self._record(f"{title}, batch {batch}", timing, batch, f"logits within {errors[name]:.0e}", form=name)
 
@@ -212,7 +215,7 @@ def _step(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS["fastervit"])
-    parser.add_argument("--variants", nargs="+", default=["0", "2", "4"])
+    parser.add_argument("--variants", nargs="+", help="default: those of the part")
     parser.add_argument("--batches", nargs="+", type=int, help="1 and 8; on a GPU 128")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -221,7 +224,7 @@ def main() -> None:
     pin_threads(args.threads)
     is_gpu = args.device != "cpu"
     bench = Bench(args.part, args.device, args.batches or ([128] if is_gpu else [1, 8]))
-    getattr(bench, args.part.replace("-", "_"))(args.variants)
+    getattr(bench, args.part.replace("-", "_"))(args.variants or VARIANTS[args.part])
     if not args.no_record:
         record(*bench.rows, where=environment("timm", "fastervit"))
 

@@ -4,10 +4,10 @@
     python -m benchmarks.loader --quick
 
 Everything runs in one process with one thread and is timed in CPU seconds, all loaders in turn, so the figures are what
-one loader worker does. Random erasing comes after the batch, on the device, in ours as in timm's; torchvision's loader
-has it in its transform. Images are 500 x 375 tiles (JPEG, quality 90, 4:2:0) cut from the photographs that `prepare photos` ships.
-All peers augment by timm's own transforms. "full" is FasterViT's training augmentation up to the batch
-(RandomResizedCrop, flip, RandAugment), "light" leaves RandAugment out, "full + mixing" adds mixup and CutMix.
+one loader worker does. Images are 500 x 375 tiles (JPEG, quality 90, 4:2:0) cut from the photographs that
+`prepare photos` ships. All peers augment by timm's own transforms. "full" is FasterViT's training augmentation up to
+the batch (RandomResizedCrop, flip, RandAugment), "light" leaves RandAugment out, "full + mixing" adds mixup and CutMix.
+Random erasing comes after the batch, on the device, in ours as in timm's; torchvision's loader has it in its transform.
 """
 
 from __future__ import annotations

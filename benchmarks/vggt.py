@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, assert_close, clock_of, compare_forms, environment, pin_threads, record
+from benchmarks.harness import Row, Timing, assert_close, clock_of, compare_forms, environment, pin_threads, record
 from benchmarks.targets import PARTS
 from restrike.losses import LossWeights, MultiViewTargets, multiview_loss
 from restrike.models import build
@@ -137,7 +137,7 @@ def step(net: nn.Module, task: str, images: Tensor, targets: MultiViewTargets) -
 def peak_mib(form: str, task: str, views: int, size: tuple[int, int]) -> float:
     """Peak resident memory of a step in this process above that before it, MiB. The process has to be fresh."""
     net = network(form, task, size)
-    step(net, task, *scene(1, (28, 42)))  # loads what kernels need
+    step(net, task, *scene(1, size))  # loads what kernels need
     net.zero_grad(set_to_none=True)
     images, targets = scene(views, size)
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is now
@@ -186,7 +186,7 @@ def growth(peaks: Iterable[float]) -> float:
 
 
 def measure_step() -> None:
-    """Time of forward and backward, ours in two forms and the plain one in turn; peaks of the form that saves memory."""
+    """Time of forward and backward, two forms of ours and the plain one in turn; peak of the form that saves memory."""
     error = check(STEP_SIZE)
     command, where = "python -m benchmarks vggt step", environment()
     title = f"VGGT forward + backward, 24 + 24 layers of width 128, {STEP_SIZE[0]}x{STEP_SIZE[1]}"
@@ -230,7 +230,9 @@ def measure_step_on_gpu(device: str) -> None:
         record(Row.of(timing, name=f"{title}, {form}", peer_name=peer, checked=checked, command=command))
 
 
-def _timings(nets: dict[str, nn.Module], images: Tensor, targets: MultiViewTargets, device: str = "cpu") -> Any:
+def _timings(
+    nets: dict[str, nn.Module], images: Tensor, targets: MultiViewTargets, device: str = "cpu"
+) -> dict[str, Timing]:
     def call(net: nn.Module) -> None:
         step(net, "training", images, targets)
         net.zero_grad(set_to_none=True)
