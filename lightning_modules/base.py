@@ -73,7 +73,7 @@ class TrainingModule(LightningModule):
         evaluate: Which weights validation and test use: the raw ones, the EMA's, or both.
         channels_last: Memory layout of images and convolutions.
         grad_checkpointing: Compute activations again in the backward pass instead of keeping them: true for all,
-            "selective" (VGGT) for all but the results of products: half the memory for a few percent of the time.
+            "selective" (VGGT) for all but the results of products: half the memory of a view.
         compile: torch.compile "none", each of the repeated "blocks", or the whole "net", in place.
         compile_args: Arguments of torch.compile.
         float32_matmul_precision: "high" allows TF32.
