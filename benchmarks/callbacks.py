@@ -38,7 +38,7 @@ from restrike.data_prep.embedded import prepare_digits
 from restrike.data_prep.pack import PackOptions
 
 COMMAND = "python -m benchmarks callbacks"
-BLOCKS, WARMUP_BLOCKS = 20, 1
+BLOCKS, WARMUP_BLOCKS = 8, 1
 QUIET = ("rng_state", "preemption", "throughput", "step_seed", "lr_monitor", "validation_guard")  # of the quickstart
 ALONE = ("ema", *QUIET, "finite_guard")
 # name → (callbacks that come and go, callbacks that stay)

@@ -1,6 +1,6 @@
 """One EMA update of FasterViT-0 (31.4 M parameters): ours against timm's two and Lightning's, and its share of a step.
 
-    python -m benchmarks ema
+    python -m benchmarks ema [--device cuda]
 
 All start from the same weights and follow the same change; equal averages first, then the processor time of an update.
 Lightning's callback updates a `torch.optim.swa_utils.AveragedModel`, whose first update copies the weights: it is
@@ -9,9 +9,9 @@ compared after that.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from benchmarks.harness import Row, assert_close, compare, environment, pin_threads, record
+from benchmarks.harness import Row, assert_close, clock_of, compare, environment, pin_threads, record
 from restrike.models import build
 from restrike.optim import WeightAverage
 from restrike.optim.weight_average import averaged_names
@@ -59,13 +59,14 @@ def move(net: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.is_floating_point() and not any(stride == 0 for stride in tensor.stride()):
-            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.01)
+            tensor.add_(torch.randn(tensor.shape, generator=generator).to(tensor.device), alpha=0.01)
 
 
 def training_step(net: nn.Module) -> Callable[[], None]:
     """Forward, backward, clipping and AdamW on `BATCH` images of 224 px."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-    images, targets = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH)
+    device = next(net.parameters()).device
+    images, targets = torch.randn(BATCH, 3, 224, 224, device=device), torch.arange(BATCH, device=device)
 
     def step() -> None:
         F.cross_entropy(net(images), targets).backward()
@@ -76,36 +77,44 @@ def training_step(net: nn.Module) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
-    pin_threads(1)
+def measure(device: str) -> list[Row]:
+    """A row for each peer, and one for the share of a step."""
     torch.manual_seed(0)
-    net = build("faster_vit_0_224")
+    net = build("faster_vit_0_224").to(device)
     ours, peers = follow(net)
     names = averaged_names(net)
     move(net)
     ours.update()
+    command = COMMAND + (f" --device {device}" if device != "cpu" else "")
+    title = "EMA update, FasterViT-0" + (f" on {device}" if device != "cpu" else "")
     rows, errors = [], {}
     for name, (module, update) in peers.items():
         update()
         errors[name] = assert_close(flat(ours.module, names), flat(module, names), TOLERANCE)
     for name, (_, update) in peers.items():
-        timing = compare(ours.update, update, rounds=11, clock=time.process_time)
-        title = f"EMA update, FasterViT-0, against {name}"
+        timing = compare(ours.update, update, rounds=11, clock=clock_of(device))
         checked = f"averages within {errors[name]:.0e} after a step"
-        rows.append(Row.of(timing, name=title, peer_name=name, checked=checked, command=COMMAND))
-    step = training_step(copy.deepcopy(net))
-    share = compare(ours.update, step, rounds=7, warmup=1, clock=time.process_time)
+        rows.append(Row.of(timing, name=f"{title}, against {name}", peer_name=name, checked=checked, command=command))
+    share = compare(ours.update, training_step(copy.deepcopy(net)), rounds=7, warmup=1, clock=clock_of(device))
     low, high = (100 / ratio for ratio in reversed(share.quartiles))
-    rows.append(
+    return [
+        *rows,
         Row(
-            name=f"EMA update, FasterViT-0, share of a training step of {BATCH} images",
+            name=f"{title}, share of a training step of {BATCH} images",
             ours=f"{100 / share.ratio:.2f} %, {1e3 * statistics.median(share.ours_s):.3g} ms",
             spread=f"{low:.2f}–{high:.2f} %",
             peer=f"{1e3 * statistics.median(share.peer_s):,.0f} ms (the step)",
-            command=f"`{COMMAND}`",
-        )
-    )
-    record(*rows, where=environment("timm", "lightning"))
+            command=f"`{command}`",
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    pin_threads(1)
+    record(*measure(args.device), where=environment("timm", "lightning"))
 
 
 if __name__ == "__main__":

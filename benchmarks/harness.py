@@ -6,8 +6,8 @@
     record(Row.of(timing, name="FasterViT-0 inference, batch 1", peer_name="fastervit 1.0.0",
                   checked="logits within 1e-5", command="python -m benchmarks fastervit"))
 
-A row is known by its name: recording it again replaces it in `docs/benchmarks.md`, wherever it stood. What is
-written by hand in that file, above the marker line, stays.
+A row is known by its name: recording it again replaces it in `docs/benchmarks.md`, wherever it stood. The table of
+targets on top is made of all rows (see `targets.py`). What is written by hand between the two stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.targets import summary
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 MARKER = "<!-- rows below are written by the benchmarks: do not edit -->"
+SUMMARY, SUMMARY_END = "<!-- targets: written by the benchmarks, do not edit -->", "<!-- end of targets -->"
 INTRODUCTION = (
     "# Benchmarks\n\n"
     "Each row comes from one command. Ours and the peer alternate in one process with pinned threads; the ratio is\n"
-    "the median over the rounds of peer time / our time (more than 1: we are faster), the spread its quartiles.\n"
+    "the median over the rounds of peer time / our time (more than 1: we are faster), the spread its quartiles.\n\n"
+    f"{SUMMARY}\n{SUMMARY_END}\n"
 )
 HEADER = ("benchmark", "ratio", "spread", "ours", "peer", "checked first", "command", "date")
+FIELDS = ("name", "ratio", "spread", "ours", "peer", "checked", "command", "date")
 MIN_ROUNDS = 7
+
+Sections = dict[str, list[tuple[str, ...]]]  # environment → rows
 
 
 def pin_threads(threads: int) -> None:
@@ -75,17 +82,54 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time both in turn. A round repeats a call until it has lasted `min_round_s`; even rounds start with the peer."""
+    times = time_in_turn({"peer": peer, "ours": ours}, rounds, warmup, min_round_s, clock)
+    return Timing(times["ours"], times["peer"])
+
+
+def compare_forms(
+    forms: Mapping[str, Callable[[], object]],
+    peer: Callable[[], object],
+    *,
+    rounds: int = MIN_ROUNDS,
+    warmup: int = 1,
+    min_round_s: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """`compare` of several forms of ours with one peer, which is timed once a round."""
+    times = time_in_turn({"the peer": peer, **forms}, rounds, warmup, min_round_s, clock)
+    return {name: Timing(times[name], times["the peer"]) for name in forms}
+
+
+def time_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = MIN_ROUNDS,
+    warmup: int = 1,
+    min_round_s: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round: all in turn, in odd rounds backwards."""
     if rounds < MIN_ROUNDS:
         raise ValueError(f"rounds={rounds}: a median needs at least {MIN_ROUNDS}")
     gc.collect()
-    for _ in range(warmup):
-        ours()
-        peer()
-    times: tuple[list[float], list[float]] = ([], [])
+    for call in list(calls.values()) * warmup:
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for index in range(rounds):
-        for which in (0, 1) if index % 2 else (1, 0):
-            times[which].append(_time_call((ours, peer)[which], min_round_s, clock))
-    return Timing(*times)
+        for name in reversed(calls) if index % 2 else calls:
+            times[name].append(_time_call(calls[name], min_round_s, clock))
+    return times
+
+
+def clock_of(device: str = "cpu") -> Callable[[], float]:
+    """Seconds of a GPU once its work is done; of this process with one thread, which other processes disturb less."""
+    if device != "cpu":
+
+        def synchronised() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return synchronised
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _time_call(call: Callable[[], object], min_round_s: float, clock: Callable[[], float]) -> float:
@@ -134,7 +178,7 @@ class Row:
         )
 
     def cells(self) -> tuple[str, ...]:
-        return (self.name, self.ratio, self.spread, self.ours, self.peer, self.checked, self.command, self.date)
+        return tuple(getattr(self, field) for field in FIELDS)
 
 
 def _per_call(seconds: float, items: int) -> str:
@@ -147,7 +191,9 @@ def environment(*packages: str) -> str:
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+        values = {line.partition("\t")[0]: line.partition(":")[2].strip() for line in lines}
+        if "model name" in values:  # which for some machines is that of several generations
+            cpu = f"{values['model name']} (family {values.get('cpu family')}, model {values.get('model')})"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu}, {os.cpu_count()} cores"
     versions = []
     for package in ("torch", *packages):
@@ -166,6 +212,35 @@ def record(*rows: Row, where: str | None = None, document: Path = DOCUMENT) -> N
     for lines in sections.values():
         lines[:] = [cells for cells in lines if cells[0] not in names]
     sections.setdefault(where, []).extend(row.cells() for row in rows)
+    _write(document, head, sections)
+    for row in rows:
+        print(_line(row.cells()), flush=True)
+
+
+def withdraw(command: str, document: Path = DOCUMENT) -> Sections:
+    """Take the rows of a command out of the document before it runs again, for names may have changed since."""
+    head, sections = _parse(document)
+    taken = {heading: [cells for cells in lines if cells[6] == f"`{command}`"] for heading, lines in sections.items()}
+    for heading, lines in sections.items():
+        lines[:] = [cells for cells in lines if cells not in taken[heading]]
+    _write(document, head, sections)
+    return taken
+
+
+def restore(taken: Sections, document: Path = DOCUMENT) -> None:
+    """Put withdrawn rows back, but for those that were recorded again in between."""
+    head, sections = _parse(document)
+    names = {cells[0] for lines in sections.values() for cells in lines}
+    for heading, lines in taken.items():
+        sections.setdefault(heading, []).extend(cells for cells in lines if cells[0] not in names)
+    _write(document, head, sections)
+
+
+def _write(document: Path, head: str, sections: Sections) -> None:
+    before, start, rest = head.partition(SUMMARY)
+    if start:
+        rows = [dict(zip(FIELDS, cells, strict=True)) for lines in sections.values() for cells in lines]
+        head = "\n".join([before + start, *summary(rows), SUMMARY_END]) + rest.partition(SUMMARY_END)[2]
     text = [head.rstrip(), "", MARKER]
     for heading, lines in sections.items():
         if lines:
@@ -173,18 +248,16 @@ def record(*rows: Row, where: str | None = None, document: Path = DOCUMENT) -> N
             text += [_line(cells) for cells in sorted(lines)]
     document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text("\n".join(text) + "\n")
-    for row in rows:
-        print(_line(row.cells()), flush=True)
 
 
-def _parse(document: Path) -> tuple[str, dict[str, list[tuple[str, ...]]]]:
+def _parse(document: Path) -> tuple[str, Sections]:
     head, _, generated = (document.read_text() if document.exists() else INTRODUCTION).partition(MARKER)
-    sections: dict[str, list[tuple[str, ...]]] = {}
+    sections: Sections = {}
     heading = ""
     for line in generated.splitlines():
         if line.startswith("## "):
             heading = line[3:]
-            sections[heading] = []
+            sections.setdefault(heading, [])
         elif line.startswith("| ") and not line.startswith((_line(HEADER), "| ---")):
             sections[heading].append(tuple(cell.strip() for cell in line.strip("|").split(" | ")))
     return head, sections

@@ -1,11 +1,13 @@
 """Images on disk to augmented uint8 batches, per core: Restrike's shard loader against what else one would use.
 
-    python -m benchmarks.loader [--quick]
+    python -m benchmarks loader
+    python -m benchmarks.loader --quick
 
-Everything runs in one process with one thread and is timed in CPU seconds, so the figures are what one loader worker
-does. Images are 500 x 375 tiles (JPEG, quality 90, 4:2:0) cut from the photographs that `prepare photos` ships.
-All peers augment by timm's own transforms. "full" is FasterViT's training augmentation up to the batch
-(RandomResizedCrop, flip, RandAugment), "light" leaves RandAugment out, "full + mixing" adds mixup and CutMix.
+Everything runs in one process with one thread and is timed in CPU seconds, all loaders in turn, so the figures are what
+one loader worker does. Images are 500 x 375 tiles (JPEG, quality 90, 4:2:0) cut from the photographs that
+`prepare photos` ships. All peers augment by timm's own transforms. "full" is FasterViT's training augmentation up to
+the batch (RandomResizedCrop, flip, RandAugment), "light" leaves RandAugment out, "full + mixing" adds mixup and CutMix.
+Random erasing comes after the batch, on the device, in ours as in timm's; torchvision's loader has it in its transform.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
+import litdata
 import numpy as np
 import torch
 import webdataset
@@ -31,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import restrike.data_prep
-from benchmarks.harness import Row, Timing, compare, environment, pin_threads, record
+from benchmarks.harness import Row, Timing, environment, pin_threads, record, time_in_turn
 from restrike.data import native
 from restrike.data.cache import ShardCache
 from restrike.data.catalogue import load_catalogue
@@ -137,6 +140,26 @@ def plain_webdataset(shards: Path, policy: str | None) -> Call:
     return endless(DataLoader(dataset.map_tuple(transform).batched(BATCH, partial=False), batch_size=None))
 
 
+def litdata_sample(path: Path) -> dict[str, object]:
+    return {"image": path.read_bytes(), "label": path.parent.name}
+
+
+def optimise_for_litdata(tree: Path, chunks: Path) -> None:
+    """LitData's own format: chunks of up to 64 MB, images as JPEG."""
+    paths = sorted((tree / "train").rglob("*.jpg"))
+    litdata.optimize(litdata_sample, paths, str(chunks), chunk_bytes="64MB", num_workers=1, start_method="fork")
+
+
+def litdata_loader(chunks: Path, policy: str | None) -> Call:
+    transform = peer_transform(policy, float_out=False)
+
+    def decode(sample: dict[str, bytes]) -> tuple[Tensor, str]:
+        return transform(Image.open(io.BytesIO(sample["image"])).convert("RGB")), sample["label"]  # type: ignore[return-value]
+
+    dataset = litdata.StreamingDataset(str(chunks), shuffle=True, transform=decode, drop_last=True)
+    return endless(litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0))
+
+
 def check_pixels(tree: Path) -> str:
     """The same crops by ours and by Pillow, before anything is timed; what was found, in words."""
     plain = TrainTransform(IMAGE_SIZE, native="off", hflip=0, interpolation="bicubic")
@@ -158,27 +181,31 @@ def check_pixels(tree: Path) -> str:
 
 
 def measure(folder: Path, checked: str, rounds: int) -> list[Row]:
-    tree, shards = folder / "tree", folder / "shards"
+    tree, shards, chunks = folder / "tree", folder / "shards", folder / "chunks"
+    variants = {"wheels only": False} | ({"with the C extension": True} if native.is_available() else {})
     rows = []
-    for use_native in (False, True) if native.is_available() else (False,):
-        variant = "with the C extension" if use_native else "wheels only"
-        for workload, policy, peer_policy in (("full", RECIPE, PEER_RECIPE), ("light", None, None)):
-            peers = {
-                "timm create_loader": timm_loader(tree, peer_policy),
-                "ImageFolder + DataLoader, float": image_folder(tree, peer_policy),
-                "webdataset + Pillow": plain_webdataset(shards, peer_policy),
-            }
-            for peer_name, peer in peers.items():
-                timing = time_pair(ours(shards, policy, use_native), peer, rounds)
-                rows.append(make_row(f"Loader, {workload}, {variant}, {peer_name}", peer_name, timing, checked))
-        timing = time_pair(ours(shards, RECIPE, use_native, mix=True), timm_loader(tree, PEER_RECIPE, mix=True), rounds)
-        name = "timm create_loader"
-        rows.append(make_row(f"Loader, full + mixing, {variant}, {name}", name, timing, checked))
-    return rows
+    for workload, policy, peer_policy in (("full", RECIPE, PEER_RECIPE), ("light", None, None)):
+        forms = {variant: ours(shards, policy, use_native) for variant, use_native in variants.items()}
+        peers = {
+            "timm create_loader": timm_loader(tree, peer_policy),
+            "ImageFolder + DataLoader, float": image_folder(tree, peer_policy),
+            "webdataset + Pillow": plain_webdataset(shards, peer_policy),
+            "LitData": litdata_loader(chunks, peer_policy),
+        }
+        rows += compare_all(workload, forms, peers, checked, rounds)
+    forms = {variant: ours(shards, RECIPE, use_native, mix=True) for variant, use_native in variants.items()}
+    peers = {"timm create_loader": timm_loader(tree, PEER_RECIPE, mix=True)}
+    return rows + compare_all("full + mixing", forms, peers, checked, rounds)
 
 
-def time_pair(ours_call: Call, peer: Call, rounds: int) -> Timing:
-    return compare(ours_call, peer, rounds=rounds, warmup=1, clock=time.process_time)
+def compare_all(workload: str, forms: dict[str, Call], peers: dict[str, Call], checked: str, rounds: int) -> list[Row]:
+    """A row for each form of ours and each peer."""
+    times = time_in_turn({**peers, **forms}, rounds, clock=time.process_time)
+    return [
+        make_row(f"Loader, {workload}, {form}, {peer}", peer, Timing(times[form], times[peer]), checked)
+        for form in forms
+        for peer in peers
+    ]
 
 
 def make_row(name: str, peer_name: str, timing: Timing, checked: str) -> Row:
@@ -201,11 +228,12 @@ def main() -> None:
         folder = Path(name)
         kilobytes = make_tiles(folder / "tree", 4 * BATCH if arguments.quick else NUM_TILES)
         prepare_imagenet(folder / "tree", folder / "shards", PackOptions("tiles", {"train": 8, "validation": 1}))
+        optimise_for_litdata(folder / "tree", folder / "chunks")
         checked = check_pixels(folder / "tree")
         print(f"{environment('timm', 'pillow', 'simplejpeg', 'webdataset')}; tiles of {kilobytes:.0f} kB; {checked}")
         rows = measure(folder, checked, rounds=7 if arguments.quick else 11)
     if not arguments.quick:
-        record(*rows)
+        record(*rows, where=environment("timm", "torchvision", "pillow", "simplejpeg", "webdataset", "litdata"))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class TrainingModule(LightningModule):
             clipped to, in place of trainer.gradient_clip_val. null for none.
         evaluate: Which weights validation and test use: the raw ones, the EMA's, or both.
         channels_last: Memory layout of images and convolutions.
-        grad_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        grad_checkpointing: Compute activations again in the backward pass instead of keeping them: true for all,
+            "selective" (VGGT) for all but the results of products: half the memory of a view.
         compile: torch.compile "none", each of the repeated "blocks", or the whole "net", in place.
         compile_args: Arguments of torch.compile.
         float32_matmul_precision: "high" allows TF32.
@@ -111,7 +112,7 @@ class TrainingModule(LightningModule):
         clip_by_module: dict[str, float] | None = None,
         evaluate: Literal["raw", "ema", "both"] = "both",
         channels_last: bool = False,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Literal["selective"] = False,
         compile: CompileScope = "none",
         compile_args: dict[str, Any] | None = None,
         float32_matmul_precision: Literal["highest", "high", "medium"] = "highest",
@@ -125,7 +126,7 @@ class TrainingModule(LightningModule):
             adapt = pretrained_adapt or not pretrained_strict
             load_released(self.net, pretrained, strict=pretrained_strict, use_ema=pretrained_ema, adapt=adapt)
         if grad_checkpointing:
-            checkpoint_activations(self.net)
+            checkpoint_activations(self.net, grad_checkpointing)
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         exclude_derived_from_ddp(self)

@@ -100,12 +100,18 @@ def classifier_names(net: nn.Module) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def checkpoint_activations(net: nn.Module) -> None:
+def checkpoint_activations(net: nn.Module, mode: bool | Literal["selective"] = True) -> None:
     """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time.
 
+    Args:
+        net: The network.
+        mode: "selective" keeps the results of products too.
+
     Raises:
-        ValueError: the network has no `set_grad_checkpointing`.
+        ValueError: the network has no `set_grad_checkpointing`, or not that mode.
     """
     if not hasattr(net, "set_grad_checkpointing"):
         raise ValueError(f"model.grad_checkpointing: {type(net).__name__} has no activation checkpointing")
-    net.set_grad_checkpointing(True)
+    if mode == "selective" and not getattr(net, "has_selective_checkpointing", False):
+        raise ValueError(f"model.grad_checkpointing: {type(net).__name__} has no selective form; set it to true")
+    net.set_grad_checkpointing(mode)

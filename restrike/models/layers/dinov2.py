@@ -12,7 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from restrike.models.layers.block import Block, run
+from restrike.models.layers.block import Block, Checkpointing, run
 from restrike.models.layers.patch_embed import PatchEmbed, patch_grid
 from restrike.models.layers.position import resample_positions
 
@@ -39,7 +39,8 @@ class DinoVisionTransformer(nn.Module):
         init_values: Start of the layer scales.
         antialias: How other image sizes resample the position table; see `resample_positions`.
         interpolate_offset: Likewise; 0.1 in models without registers.
-        grad_checkpointing: In training, compute each block's activations again in the backward pass.
+        grad_checkpointing: In training, compute each block's activations again in the backward pass; "selective" keeps
+            the results of products.
     """
 
     def __init__(
@@ -54,12 +55,12 @@ class DinoVisionTransformer(nn.Module):
         init_values: float = 1.0,
         antialias: bool = True,
         interpolate_offset: float = 0.0,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         self.patch_size, self.embed_dim, self.num_register_tokens = patch_size, embed_dim, num_register_tokens
         self.antialias, self.interpolate_offset = antialias, interpolate_offset
-        self.grad_checkpointing = grad_checkpointing
+        self.grad_checkpointing: Checkpointing = grad_checkpointing
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (img_size // patch_size) ** 2, embed_dim))
         if num_register_tokens:

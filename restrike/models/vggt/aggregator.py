@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from restrike.models.layers.block import Block, run
+from restrike.models.layers.block import Block, Checkpointing, check_checkpointing, run
 from restrike.models.layers.dinov2 import DINOV2_SIZES, DinoVisionTransformer
 from restrike.models.layers.patch_embed import PatchEmbed, patch_grid
 from restrike.models.layers.rotary import RotaryTable, grid_positions, rotary_table
@@ -39,7 +39,7 @@ class Aggregator(nn.Module):
         patch_embed: Name of the embedder, one of `PATCH_EMBEDS`.
         patch_embed_depth: Blocks of DINOv2; None takes the name's.
         patch_embed_num_heads: Heads of DINOv2; None takes the name's.
-        grad_checkpointing: In training, compute each block's activations again in the backward pass.
+        grad_checkpointing: See `VGGT`.
     """
 
     _resnet_mean: Tensor
@@ -60,10 +60,10 @@ class Aggregator(nn.Module):
         patch_embed: str = "dinov2_vitl14_reg",
         patch_embed_depth: int | None = None,
         patch_embed_num_heads: int | None = None,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
-        self.patch_size, self.depth, self.grad_checkpointing = patch_size, depth, grad_checkpointing
+        self.patch_size, self.depth = patch_size, depth
         self.head_dim, self.rope_base = embed_dim // num_heads, rope_base
         self.num_special_tokens = 1 + num_register_tokens
         self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, embed_dim))
@@ -83,8 +83,9 @@ class Aggregator(nn.Module):
         self.register_buffer("_resnet_std", torch.tensor(_STD).view(1, 1, 3, 1, 1), persistent=False)
         self.set_grad_checkpointing(grad_checkpointing)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: Checkpointing = True) -> None:
         """See `grad_checkpointing`; an embedder that has blocks follows."""
+        check_checkpointing(enable)
         self.grad_checkpointing = enable
         if isinstance(self.patch_embed, DinoVisionTransformer):
             self.patch_embed.grad_checkpointing = enable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from restrike.models.layers.block import Block, run_blocks
+from restrike.models.layers.block import Block, Checkpointing, run_blocks
 from restrike.models.layers.linear import Linear
 from restrike.models.layers.mlp import Mlp
 from restrike.models.vggt.activations import activate_pose
@@ -40,7 +40,8 @@ class CameraHead(nn.Module):
         init_values: float = 0.01,
     ) -> None:
         super().__init__()
-        self.iterations, self.grad_checkpointing = iterations, False
+        self.iterations = iterations
+        self.grad_checkpointing: Checkpointing = False
         self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, POSE_DIM))
         self.trunk = nn.ModuleList(Block(dim, num_heads, mlp_ratio, init_values=init_values) for _ in range(depth))
         self.token_norm = nn.LayerNorm(dim)

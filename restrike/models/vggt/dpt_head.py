@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from restrike.models.layers.block import Checkpointing, run_checkpointed
 from restrike.models.layers.dpt import FusionDecoder, reassemble_layers, resize_bilinear
 from restrike.models.vggt.activations import (
     Activation,
@@ -43,7 +43,8 @@ class DPTFeatures(nn.Module):
         down_ratio: The map has 1/down_ratio of the image's sides.
         has_positions: Add the map of positions.
         frames_per_chunk: Frames that go through at a time; bounds memory, changes no number.
-        grad_checkpointing: In training, compute each chunk's activations again in the backward pass.
+        grad_checkpointing: In training, compute each chunk's activations again in the backward pass; "selective" keeps
+            the results of convolutions.
         output_features: Channels of the map; None takes `features`.
     """
 
@@ -56,12 +57,13 @@ class DPTFeatures(nn.Module):
         down_ratio: int = 1,
         has_positions: bool = True,
         frames_per_chunk: int = 8,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: Checkpointing = False,
         output_features: int | None = None,
     ) -> None:
         super().__init__()
         self.patch_size, self.down_ratio, self.has_positions = patch_size, down_ratio, has_positions
-        self.frames_per_chunk, self.grad_checkpointing = frames_per_chunk, grad_checkpointing
+        self.frames_per_chunk = frames_per_chunk
+        self.grad_checkpointing: Checkpointing = grad_checkpointing
         self.norm = nn.LayerNorm(dim)
         self.projects = nn.ModuleList(nn.Conv2d(dim, width, kernel_size=1) for width in out_channels)
         self.resize_layers = reassemble_layers(out_channels)
@@ -81,10 +83,7 @@ class DPTFeatures(nn.Module):
         lead = patch_tokens[0].shape[:2]
         chunks = zip(*(tokens.flatten(0, 1).split(self.frames_per_chunk) for tokens in patch_tokens), strict=True)
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            maps = [
-                checkpoint(self._decode, chunk, image_size, use_reentrant=False, preserve_rng_state=False)
-                for chunk in chunks
-            ]
+            maps = [run_checkpointed(self._decode, chunk, image_size, mode=self.grad_checkpointing) for chunk in chunks]
         else:
             maps = [self._decode(chunk, image_size) for chunk in chunks]
         return torch.cat(maps).unflatten(0, lead)

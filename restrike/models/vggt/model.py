@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from restrike.models.layers.block import Checkpointing
 from restrike.models.layers.precision import no_autocast
 from restrike.models.vggt.aggregator import Aggregator
 from restrike.models.vggt.camera_head import CameraHead
@@ -58,13 +59,15 @@ class VGGT(nn.Module):
         track_num_heads: Heads of its transformer.
         num_virtual_tracks: Virtual tracks of its transformer.
         grad_checkpointing: In training, compute activations of blocks and of chunks of frames again in the backward
-            pass. Parts in eval mode are left alone.
+            pass. "selective" keeps the results of products, so that only what is cheap is computed twice. Parts in
+            eval mode are left alone.
 
     Raises:
         ValueError: sizes that do not fit, or no head.
     """
 
     family = "vggt"
+    has_selective_checkpointing = True
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class VGGT(nn.Module):
         track_depth: int = 6,
         track_num_heads: int = 8,
         num_virtual_tracks: int = 64,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         _check_sizes(depth, taps, dpt_out_channels)
@@ -145,7 +148,7 @@ class VGGT(nn.Module):
             self.track_head = TrackHead(extractor, tracker)
         self.set_grad_checkpointing(grad_checkpointing)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: Checkpointing = True) -> None:
         """See `grad_checkpointing`."""
         self.aggregator.set_grad_checkpointing(enable)
         for module in self.modules():

@@ -96,3 +96,8 @@ def test_a_network_without_activation_checkpointing_is_named(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="Linear has no activation checkpointing"):
         toy_module(grad_checkpointing=True)
+
+
+def test_selective_checkpointing_is_refused_where_a_network_has_none():
+    with pytest.raises(ValueError, match="has no selective form; set it to true"):
+        toy_module(**VIT, grad_checkpointing="selective")

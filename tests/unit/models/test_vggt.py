@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity_tools import fill_, image, normal
 from restrike.checkpoints import CheckpointError, load_released
@@ -109,6 +111,41 @@ def test_checkpointing_keeps_less_and_only_in_training(images):
     assert saved_bytes(model, images) < plain / 3
     model.eval()
     assert saved_bytes(model, images) > plain / 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frames_per_chunk", [2, 8])
+def test_selective_checkpointing_runs_no_product_twice_and_changes_no_number(images, frames_per_chunk):
+    gradients, counts = [], []
+    for mode in (False, "selective"):
+        model = tiny_vggt(**CAMERA_DEPTH, frames_per_chunk=frames_per_chunk, grad_checkpointing=mode).train()
+        with Operations() as operations:
+            predictions = model(images)
+            (predictions["depth"].sum() + predictions["pose_enc"].sum()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        counts.append(operations.counts)
+    assert torch.equal(*gradients)
+    kept, selective = counts
+    products = ("mm", "addmm", "bmm", "convolution", "_linear_pointwise", "_scaled_dot_product_flash_attention_for_cpu")
+    assert {name: selective[name] for name in products} == {name: kept[name] for name in products}
+    assert sum(kept[name] for name in products) > 50
+    assert selective["native_layer_norm"] > 1.5 * kept["native_layer_norm"]
+
+
+def test_an_unknown_kind_of_checkpointing_is_refused():
+    with pytest.raises(ValueError, match="expected true, false or 'selective', got 'some'"):
+        tiny_vggt(grad_checkpointing="some")
 
 
 def test_a_frozen_aggregator_keeps_nothing(images):
