@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.targets import MEASURES, ON_GPU, PARTS, listing
+from benchmarks.targets import LONG, MEASURES, ON_GPU, PARTS, listing
 
 HERE = Path(__file__).resolve().parent
 FRAME = ("harness", "targets")
@@ -35,7 +35,7 @@ def commands(words: Iterable[str]) -> list[str]:
     for word in split:
         if word in NAMES:
             chosen.append((word, []))
-        elif chosen and word in PARTS.get(chosen[-1][0], ()):
+        elif chosen and word in (*PARTS.get(chosen[-1][0], ()), *LONG.get(chosen[-1][0], ())):
             chosen[-1][1].append(word)
         elif word.isdecimal() and int(word) in MEASURES:
             for command in MEASURES[int(word)].commands:

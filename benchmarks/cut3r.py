@@ -1,8 +1,8 @@
 """CUT3R against a plain implementation that does everything view after view, and how memory grows with views.
 
-    python -m benchmarks cut3r                   # all rows of docs/benchmarks.md but those of the full-size model
-    python -m benchmarks cut3r --rows=memory     # one group of them: rollouts, sequences or memory
-    python -m benchmarks cut3r --full            # the 748 M parameter model, 224 px: about ten minutes on one core
+    python -m benchmarks cut3r            # all rows of docs/benchmarks.md but those of the full-size model
+    python -m benchmarks cut3r memory     # a part of them: rollouts, sequences or memory
+    python -m benchmarks cut3r full       # the 748 M parameter model, 224 px: some minutes on one core
 
 The plain one shares our weights, and does what the release does: encoder, ray encoder (on zeros, where there is no ray
 map), decoders and heads once a view, rotary tables in every attention, attention where there is a single key.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import resource
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from restrike.models.cut3r.truncation import TruncatedSequence
 from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
 
 COMMAND = "python -m benchmarks cut3r"
-FULL = f"{COMMAND} --full"
 TOLERANCE = 1e-3  # outputs are exponentials, so rounding is magnified
 SMALL = {
     "enc_embed_dim": 384, "enc_depth": 6, "enc_num_heads": 6, "dec_embed_dim": 288, "dec_depth": 4,
@@ -146,7 +146,6 @@ def inference(
     size: tuple[int, int],
     rounds: int = 9,
     warmup: int = 1,
-    command: str = COMMAND,
 ) -> Row:
     images, peer = pictures(views, size), PlainCUT3R(net)
     for ours, theirs in zip(net(images), peer(images), strict=True):
@@ -157,7 +156,7 @@ def inference(
         name=f"CUT3R inference, {title}, {views} views of {size[1]}x{size[0]}, 1 thread",
         peer_name="plain, view by view",
         checked=f"all six outputs within {TOLERANCE:g}",
-        command=command,
+        command=COMMAND,
     )
 
 
@@ -318,17 +317,16 @@ def memory() -> list[Row]:
 def full() -> list[Row]:
     """The released size."""
     net, title = built("cut3r_224_linear"), "748 M parameters, linear head"
-    return [inference(title, net, 2, (224, 224), rounds=7, warmup=0, command=FULL)]
+    return [inference(title, net, 2, (224, 224), rounds=7, warmup=0)]
 
 
-GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory}
+GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory, "full": full}
 
 
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="the 748 M parameter model alone")
-    parser.add_argument("--rows", choices=GROUPS, help="one group of rows alone")
+    parser.add_argument("part", nargs="?", choices=GROUPS)
     parser.add_argument("--look", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--how", nargs="*", default=[], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -336,10 +334,8 @@ def main() -> None:
     if chosen.look:
         look(chosen.look, chosen.how)
         return
-    where = environment()
-    groups = [full] if chosen.full else [GROUPS[chosen.rows]] if chosen.rows else list(GROUPS.values())
-    for group in groups:
-        record(*group(), where=where)
+    command = f"`{COMMAND} {chosen.part}`"
+    record(*(dataclasses.replace(row, command=command) for row in GROUPS[chosen.part]()), where=environment())
 
 
 if __name__ == "__main__":
