@@ -140,8 +140,8 @@ class ViewServer(ThreadingHTTPServer):
         self.host = host
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = family
-        super().__init__(place[:2], _Handler)
-        self.is_local = ipaddress.ip_address(self.server_address[0]).is_loopback
+        super().__init__((str(place[0]), port), _Handler)
+        self.is_local = ipaddress.ip_address(str(self.server_address[0])).is_loopback
 
     @property
     def address(self) -> str:

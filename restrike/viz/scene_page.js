@@ -174,7 +174,7 @@ function openScene(number) {
   viewer.pathLength = centers.length;
   $("confidence-row").hidden = !viewer.scene.confidence_values;
   $("confidence").value = 0;
-  $("grow").value = Math.max(0.25, Math.min(1, Math.sqrt(16 / Math.max(1, centers.length))));
+  $("grow").value = Math.max(0.25, Math.min(1.6, Math.sqrt(20 / Math.max(1, centers.length))));
   $("views-title").textContent = viewer.layers.length === 1 ? "1 view" : `${viewer.layers.length} views`;
   $("layers").replaceChildren(...viewer.layers.map(entry));
   const first = viewer.layers.findIndex((layer) => layer.spec.picture);
