@@ -25,10 +25,17 @@ from restrike.export.scene_transforms import write_transforms
 from restrike.export.scene_windows import WindowView, join_window, place_view
 from restrike.geometry import check_cameras, compose_se3, invert_se3
 from restrike.viz.scene import ColoredPoints
-from restrike.viz.scene_page import PageCamera, PageLayer, PageScene, view_color, write_scene_page
+from restrike.viz.scene_page import (
+    PageCamera,
+    PageLayer,
+    PageScene,
+    picture_side,
+    shrink_map,
+    view_color,
+    write_scene_page,
+)
 
 _NO_CAMERA = "the network found no camera"
-_THUMBNAIL = 192  # pixels, long side
 
 
 class WriteScene(Callback):
@@ -37,7 +44,8 @@ class WriteScene(Callback):
 
     The folder is `data.out`. It appears when it is whole, or not at all. The world is the first photo's camera.
     `predict_step` must return a dict with "views": `restrike.data.predicted_views.PredictedViews`. Memory holds
-    `max_points` points and a small picture of each photo; depth maps go to the disk at once.
+    `max_points` points, and of each photo a small picture with its depth, the smaller the more photos there are; whole
+    depth maps go to the disk at once.
 
     Args:
         max_points: In points.ply and scene.glb.
@@ -117,11 +125,11 @@ class WriteScene(Callback):
             if _is_camera(said.world_to_camera[v], said.intrinsics[v])
         }
         placed = self._scene.place(window, is_same_world=data.is_streaming)
-        budget = max(1, self.max_points // len(data.paths))
+        budget, side = max(1, self.max_points // len(data.paths)), picture_side(len(data.paths))
         for v, key in enumerate(batch.keys):
             if key in placed and key not in self._scene.rows:
                 picture = to_uint8(images[v : v + 1], data)[0]
-                self._scene.add(key, self._names[key], placed[key], sizes[v], picture, budget)
+                self._scene.add(key, self._names[key], placed[key], sizes[v], picture, budget, side)
                 self._write_view(key, placed[key], data.root)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,8 +179,8 @@ class WriteScene(Callback):
 class _Camera(NamedTuple):
     name: str
     size: Tensor
-    view: WindowView
-    thumbnail: Tensor
+    view: WindowView  # with small maps
+    picture: Tensor  # a small one
     network_size: tuple[int, int]
 
 
@@ -206,15 +214,19 @@ class _Scene:
         self._last = {} if is_same_world else placed
         return placed
 
-    def add(self, key: str, name: str, view: WindowView, size: Tensor, picture: Tensor, max_points: int) -> None:
-        """Keep a view's camera and some of its points; `picture` [3, H, W] is what the network saw."""
+    def add(
+        self, key: str, name: str, view: WindowView, size: Tensor, picture: Tensor, max_points: int, side: int
+    ) -> None:
+        """Keep a view's camera, some of its points, and picture and maps of `side` pixels at most; `picture` [3, H, W]
+        is what the network saw."""
         grid = (view.depth.shape[0], view.depth.shape[1])
         colors = F.interpolate(picture[None].float(), grid, mode="area")[0].round().byte()
-        shrink = min(1.0, _THUMBNAIL / max(picture.shape[1:]))
-        small = [max(1, round(side * shrink)) for side in picture.shape[1:]]
-        thumbnail = F.interpolate(picture[None].float(), small, mode="area")[0].round().byte()
-        camera = view._replace(depth=torch.zeros(0, 0), confidence=None)
-        self.rows[key] = _Camera(name, size, camera, thumbnail, (picture.shape[1], picture.shape[2]))
+        shrink = min(1.0, side / max(picture.shape[1:]))
+        small = [max(1, round(pixels * shrink)) for pixels in picture.shape[1:]]
+        shown = F.interpolate(picture[None].float(), small, mode="area")[0].round().byte()
+        confidence = None if view.confidence is None else shrink_map(view.confidence, side).clone()
+        kept = view._replace(depth=shrink_map(view.depth, side).clone(), confidence=confidence)
+        self.rows[key] = _Camera(name, size, kept, shown, (picture.shape[1], picture.shape[2]))
         pixels = cell_centers(view.crop_box, grid)
         pose, photo = (view.intrinsics, view.world_to_camera), (int(size[0]), int(size[1]))
         row = len(self.rows) - 1
@@ -238,7 +250,8 @@ class _Scene:
             intrinsics = crop_pixel_intrinsics(camera.view.intrinsics, camera.view.crop_box, camera.network_size)
             pose = PageCamera(intrinsics, camera.view.world_to_camera, camera.network_size)
             cloud = ColoredPoints(own.points, own.colors, confidence)
-            layers.append(PageLayer(key, cloud, pose, camera.thumbnail, view_color(row, len(self.rows))))
+            color, maps = view_color(row, len(self.rows)), (camera.view.depth, camera.view.confidence)
+            layers.append(PageLayer(key, cloud, pose, camera.picture, color, *maps))
         return PageScene(title, layers)
 
 

@@ -10,7 +10,13 @@ from cli.arguments import SUBCOMMANDS
 from cli.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
 # Subcommands with a `main(argv)` of their own.
-TOOLS = {"prepare": "cli.prepare", "doctor": "cli.doctor", "plan": "cli.plan", "export": "cli.export"}
+TOOLS = {
+    "prepare": "cli.prepare",
+    "doctor": "cli.doctor",
+    "plan": "cli.plan",
+    "export": "cli.export",
+    "view": "cli.view",
+}
 
 HELP = """\
 usage: python -m cli SUBCOMMAND [options] [overrides]
@@ -30,6 +36,7 @@ before a run:
   prepare    raw data into shards:    python -m cli prepare imagenet --src DIR --out DIR
 
 after a run:
+  view       look at it:              python -m cli view RUN_OR_SCENE_DIR
   export     for other tools:         python -m cli export --config conf/fastervit_0.yaml --format onnx …
 
 options of a run:

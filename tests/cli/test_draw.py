@@ -56,7 +56,7 @@ def test_samples_of_both_splits_are_drawn(doctor: Doctor, toy_set: Path, tmp_pat
         assert np.asarray(Image.open(tmp_path / "pictures" / name)).std() > 10, f"{name} is not blank"
     for scene in scenes:
         assert sum(layer["count"] for layer in scene["layers"]) > 1000
-        assert all(layer["camera"] and layer["thumbnail"] for layer in scene["layers"])
+        assert all(layer["camera"] and layer["picture"] and layer["depth"] for layer in scene["layers"])
     assert not (tmp_path / "run").exists(), "nothing was started"
 
 
