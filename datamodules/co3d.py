@@ -36,13 +36,13 @@ from restrike.data.multiview_frames import (
     load_frame_orders,
     save_frame_lists,
 )
-from restrike.data.multiview_plan import DynamicShape, FixedShape, Order, PooledShape, ScenePlan
+from restrike.data.multiview_plan import FixedShape, Order, ScenePlan, ShapePolicy
 from restrike.data.multiview_source import Access, SceneSource, open_scenes
-from restrike.data.multiview_transforms import CUT3RViews, DiffusionSfMViews, VGGTViews
+from restrike.data.multiview_transforms import ViewTransform
 from restrike.data.opener import Transfer
 from restrike.data.plan import EpochPlan, Position, nearest_position
 from restrike.data.samples import MultiViewBatch
-from restrike.data.views import RandomViews, WindowViews
+from restrike.data.views import ViewSampler
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ class CO3DDataModule(ImageDataModule):
     def __init__(
         self,
         data: str,
-        sampler: RandomViews | WindowViews,
-        shape: FixedShape | DynamicShape | PooledShape,
-        transform: VGGTViews | CUT3RViews | DiffusionSfMViews,
+        sampler: ViewSampler,
+        shape: ShapePolicy,
+        transform: ViewTransform,
         filter: SceneFilter,
         val_filter: SceneFilter,
         val_shape: FixedShape,
-        val_transform: VGGTViews | CUT3RViews | DiffusionSfMViews,
-        val_sampler: RandomViews | WindowViews | None = None,
+        val_transform: ViewTransform,
+        val_sampler: ViewSampler | None = None,
         val_frames: str | None = None,
         protocol: str | None = None,
         seed: int = 0,
@@ -132,9 +132,7 @@ class CO3DDataModule(ImageDataModule):
         self.epoch_length, self.steps_per_epoch = epoch_length, steps_per_epoch
         self.max_bad_samples, self.max_bad_val_samples = max_bad_samples, max_bad_val_samples
         # With a varying view count it is the scenes of the largest; the view budget is what stays the same.
-        self.batch_size_per_device = (
-            max(1, shape.max_img_per_gpu // shape.views) if isinstance(shape, DynamicShape) else shape.scenes
-        )
+        self.batch_size_per_device = shape.scenes
         self.cache = ShardCache(
             Path(cache_dir or DEFAULT_CACHE).expanduser(),
             cache_bytes,

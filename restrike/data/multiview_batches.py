@@ -7,7 +7,7 @@ change what is seen.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,21 +18,14 @@ from restrike.data.cache import ShardCache
 from restrike.data.loader import EvalLoader, TrainLoader, WorkerOptions
 from restrike.data.multiview_frames import DrawnViews, draw_views
 from restrike.data.multiview_plan import BatchShape, FixedShape, ScenePlan
-from restrike.data.multiview_source import RawView, SceneSource
+from restrike.data.multiview_source import SceneSource
+from restrike.data.multiview_transforms import ViewTransform
 from restrike.data.plan import START, EpochPlan, Position
 from restrike.data.randomness import Purpose, device_seed, stream
 from restrike.data.samples import ImageBatch, MultiViewBatch, MultiViewSample
 from restrike.data.shards import ShardFile
 from restrike.data.source import BadSampleError
 from restrike.data.views import ViewSampler
-
-
-class ViewTransform(Protocol):
-    """Stored frames to a sample of one size."""
-
-    def __call__(
-        self, views: list[RawView], size: tuple[int, int], is_video: np.ndarray, random: np.random.Generator
-    ) -> MultiViewSample: ...
 
 
 class SceneItems:

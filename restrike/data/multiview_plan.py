@@ -8,8 +8,9 @@ own, so another number of ranks with the same global batch sees the same batches
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,17 +27,27 @@ class BatchShape(NamedTuple):
     kept_views: int
 
 
-class ShapePolicy(Protocol):
-    """How a family draws the shape of a step."""
+class ShapePolicy(ABC):
+    """How a family draws the shape of a step. A class, as a config names one of its children.
 
-    def draw(self, random: Any) -> BatchShape: ...
+    Attributes:
+        scenes: Of a rank's step with the most views.
+    """
+
+    scenes: int
 
     @property
-    def max_views(self) -> int: ...
+    @abstractmethod
+    def max_views(self) -> int:
+        """Views of a scene, at most."""
+
+    @abstractmethod
+    def draw(self, random: Any) -> BatchShape:
+        """The shape of one step."""
 
 
 @dataclass(frozen=True)
-class FixedShape:
+class FixedShape(ShapePolicy):
     """The same shape always; DiffusionSfM loads all views, normalises, then keeps uniform{min_views..views} of them."""
 
     views: int
@@ -58,7 +69,7 @@ class FixedShape:
 
 
 @dataclass(frozen=True)
-class DynamicShape:
+class DynamicShape(ShapePolicy):
     """VGGT's: count uniform in [min_views, views], then aspect uniform in `aspects`, and as many scenes as fit.
 
     Attributes:
@@ -80,10 +91,17 @@ class DynamicShape:
     def max_views(self) -> int:
         return self.views
 
+    @property
+    def scenes(self) -> int:  # type: ignore[override]
+        return self._scenes(self.views)
+
     def draw(self, random: Any) -> BatchShape:
         views = draw_count(random, self.min_views, self.views)
         height = aspect_height(self.width, draw_aspect(random, *self.aspects), self.patch)
-        return BatchShape(views, (height, self.width), max(1, self.max_img_per_gpu // views), views)
+        return BatchShape(views, (height, self.width), self._scenes(views), views)
+
+    def _scenes(self, views: int) -> int:
+        return max(1, self.max_img_per_gpu // views)
 
 
 def draw_count(random: Any, least: int, most: int) -> int:
@@ -103,7 +121,7 @@ def aspect_height(width: int, aspect: float, patch: int) -> int:
 
 
 @dataclass(frozen=True)
-class PooledShape:
+class PooledShape(ShapePolicy):
     """CUT3R's: one of several resolutions a step, the first half of them twice as likely, and perhaps a view count.
 
     Attributes:

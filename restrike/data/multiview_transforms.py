@@ -8,6 +8,7 @@ published; True mends it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +44,16 @@ from restrike.geometry import (
 )
 
 _NO_DEPTH = 1e-8  # VGGT's bound of a valid depth
+
+
+class ViewTransform(ABC):
+    """Stored frames to a sample of one size. A class, as a config names one of its children."""
+
+    @abstractmethod
+    def __call__(
+        self, views: list[RawView], size: tuple[int, int], is_video: np.ndarray, random: np.random.Generator
+    ) -> MultiViewSample:
+        """`size` is (H, W) of the views; whatever is drawn comes from `random`."""
 
 
 class Frame(NamedTuple):
@@ -100,13 +111,13 @@ def _resize_crop(frame: Frame, size: tuple[int, int], box: CropBox, intrinsics: 
 
 
 @dataclass(frozen=True)
-class VGGTViews:
+class VGGTViews(ViewTransform):
     """VGGT's frames (section 3.4 and its supplement): crops about the principal point, isotropic resize, strict crop.
 
     Attributes:
         is_training: random crop and resize, and colours.
         scale: range of the crop's share of height and of width, drawn independently, capped at 1.
-        max_extra: the resize exceeds the target by Tri(0, 0, max_extra) of its long side.
+        max_extra: the resize exceeds the target by Tri(0, 0, max_extra) of its long side; 0 = not at all.
         landscape_check: turn a portrait picture by 90° half of the time (off in the recipe).
         depth_percentile: depth above it is dropped, zeros counted; 100 = keep all.
         jitter: of colours; None = none.
@@ -149,7 +160,9 @@ class VGGTViews:
             is_turned = float(random.random()) > 0.5
         if is_turned:
             target = target[::-1]
-        extra = float(random.triangular(0, 0, self.max_extra)) * max(target) if self.is_training else 0.0
+        # numpy refuses a triangle without width
+        has_extra = self.is_training and self.max_extra > 0
+        extra = float(random.triangular(0, 0, self.max_extra)) * max(target) if has_extra else 0.0
         resized, scale = covering_size(frame.size, target, 4 + extra)
         intrinsics = resize_intrinsics(frame.intrinsics, scale, scale, OPENCV_PIXEL_CENTER)
         box = principal_point_crop(resized, _principal_point(intrinsics), target, strict=True)
@@ -168,7 +181,7 @@ def _turn(frame: Frame, clockwise: bool) -> Frame:
 
 
 @dataclass(frozen=True)
-class CUT3RViews:
+class CUT3RViews(ViewTransform):
     """CUT3R's frames (supplement): symmetric crop about the principal point, covering resize, central crop.
 
     Attributes:
@@ -215,7 +228,7 @@ class CUT3RViews:
 
 
 @dataclass(frozen=True)
-class DiffusionSfMViews:
+class DiffusionSfMViews(ViewTransform):
     """DiffusionSfM's frames: a centred square, scaled in training; depth on the model's own coarser grid.
 
     Attributes:

@@ -7,8 +7,9 @@ DiffusionSfM 2025 for random views, CUT3R 2025 (supplement, data), VGGT 2025 (se
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,23 +25,26 @@ class Views(NamedTuple):
     is_video: bool = False
 
 
-class ViewSampler(Protocol):
-    """How a family chooses frames.
+class ViewSampler(ABC):
+    """How a family chooses frames. A class, as a config names one of its children.
 
-    `items` gives the starts that count as separate samples of a sequence of n frames; `draw` chooses `count` views;
-    `replaces_empty` asks for frames without depth to be replaced after the draw.
+    Attributes:
+        replaces_empty: asks for frames without depth to be replaced after the draw.
     """
 
-    @property
-    def replaces_empty(self) -> bool: ...
+    replaces_empty: bool
 
-    def items(self, num_frames: int, count: int) -> int: ...
+    @abstractmethod
+    def items(self, num_frames: int, count: int) -> int:
+        """Starts that count as separate samples of a sequence of so many frames."""
 
-    def draw(self, num_frames: int, start: int, count: int, random: np.random.Generator) -> Views: ...
+    @abstractmethod
+    def draw(self, num_frames: int, start: int, count: int, random: np.random.Generator) -> Views:
+        """Choose `count` views."""
 
 
 @dataclass(frozen=True)
-class RandomViews:
+class RandomViews(ViewSampler):
     """Views of the whole sequence, in no order.
 
     Attributes:
@@ -50,7 +54,7 @@ class RandomViews:
 
     repeat: bool = False
     nearby: int = 0
-    replaces_empty: ClassVar[bool] = False
+    replaces_empty: ClassVar[bool] = False  # type: ignore[misc]
 
     def items(self, num_frames: int, count: int) -> int:
         """One: the sequence."""
@@ -71,7 +75,7 @@ def nearby_positions(num_frames: int, first: int, count: int, reach: int, random
 
 
 @dataclass(frozen=True)
-class WindowViews:
+class WindowViews(ViewSampler):
     """CUT3R's choice: steps of varying length from a start frame, as an ordered video or as a shuffled collection.
 
     Attributes:

@@ -159,3 +159,14 @@ def test_a_multi_view_recipe_trains_two_steps_at_smoke_size(name, toy_set, tmp_p
     assert names, "no validation metric was logged"
     assert all(math.isfinite(value) for column in names for value in logged(run, column))
     assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("option", ["--data.transform.is_training=false", "--data.sampler.init_args.reverse=true"])
+def test_one_argument_of_a_nested_class_leaves_the_class_as_the_recipe_has_it(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", path("smoke_cut3r"), option, "--print_config"])
+    data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert data["transform"]["class_path"] == "restrike.data.multiview_transforms.CUT3RViews"
+    assert data["sampler"]["class_path"] == "restrike.data.views.WindowViews"
+    key, value = option.removeprefix("--data.").split("=")
+    assert data[key.split(".")[0]]["init_args"][key.split(".")[-1]] is (value == "true")

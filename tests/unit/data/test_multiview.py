@@ -131,6 +131,7 @@ def test_misspelt_filter_is_an_error_that_lists_what_there_is(toy_set: Path, fil
     [
         (VGGTViews(is_training=False, exact_pixels=True, depth_percentile=100), (56, 56)),
         (VGGTViews(exact_pixels=True, depth_percentile=100), (42, 56)),
+        (VGGTViews(exact_pixels=True, depth_percentile=100, max_extra=0), (42, 56)),
         (CUT3RViews(is_training=False, exact_pixels=True), (48, 64)),
         (CUT3RViews(exact_pixels=True, background_prob=0), (64, 48)),
         (DiffusionSfMViews(is_training=False, depth_size=56), (56, 56)),
