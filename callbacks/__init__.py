@@ -9,6 +9,7 @@ from callbacks.ema import EMA
 from callbacks.finite_guard import FiniteGuard, NonFiniteGradientError
 from callbacks.log_predictions import LogPredictions
 from callbacks.log_rays import LogRays
+from callbacks.log_views import LogViews
 from callbacks.lr_scaling import LRScaling
 from callbacks.mesa import MESA
 from callbacks.preemption import EXIT_PREEMPTED, PreemptedError, Preemption
@@ -37,6 +38,7 @@ __all__ = [
     "LRScaling",
     "LogPredictions",
     "LogRays",
+    "LogViews",
     "NonFiniteGradientError",
     "PreemptedError",
     "Preemption",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.pictures import log_picture
 from callbacks.protocols import ShowsImages, require
 from restrike.viz import Prediction, contact_sheet
 
@@ -100,12 +100,8 @@ class LogPredictions(Callback):
         predictions, self._predictions = self._predictions, []
         if not predictions:
             return
-        path = Path(trainer.default_root_dir) / "predictions" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(predictions, tile=self.tile).save(path)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(f"predictions/{name.partition('_')[0]}", [str(path)], step=trainer.global_step)
+        sheet = contact_sheet(predictions, tile=self.tile)
+        log_picture(trainer, sheet, "predictions", name, name.partition("_")[0])
 
 
 def to_uint8(images: Tensor, datamodule: Any) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.log_predictions import to_uint8
+from callbacks.pictures import log_picture
 from restrike.viz.rays import ray_sheet
 
 
@@ -36,16 +36,10 @@ class LogRays(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first batch."""
-        if batch_idx or not outputs or not trainer.is_global_zero or trainer.sanity_checking:
+        if batch_idx or "rays" not in (outputs or {}) or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        folder = Path(trainer.default_root_dir) / "rays"
-        folder.mkdir(parents=True, exist_ok=True)
         kept, datamodule = outputs["batch"], trainer.datamodule  # type: ignore[attr-defined]
         for row, key in enumerate(kept.keys[: self.num_scenes]):
             images = to_uint8(kept.images[row], datamodule)
-            name = f"step_{trainer.global_step:07d}_{key.replace('/', '_')}"
-            path = folder / f"{name}.png"
-            ray_sheet(images, outputs["rays"][row], outputs["true_rays"][row], self.tile).save(path)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(f"rays/{row}", [str(path)], step=trainer.global_step)
+            sheet = ray_sheet(images, outputs["rays"][row], outputs["true_rays"][row], self.tile)
+            log_picture(trainer, sheet, "rays", f"step_{trainer.global_step:07d}_{key}", str(row))

@@ -143,16 +143,18 @@ class MultiViewReconstructionModule(ComparesWithBaselines):
 
     def validation_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """Metrics of the raw and the averaged weights, and of the trivial predictor."""
-        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "val")
+        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """As in validation, with points and perhaps the untrained network."""
-        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "test")
+        return self.predict_step(batch, batch_idx) if self.predicts_only else self._evaluate(batch, "test", batch_idx)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the
         same as `PredictedViews` where the network has a depth head."""
-        predictions = list(self.evaluated().values())[-1](batch.images)
+        return self._answer(batch, list(self.evaluated().values())[-1](batch.images))
+
+    def _answer(self, batch: Any, predictions: dict[str, Any]) -> dict[str, Any]:
         size = batch.images.shape[-2], batch.images.shape[-1]
         cameras, intrinsics = decode_pose_fov(predictions["pose_enc"], size)
         said = {"keys": batch.keys, **predictions, "world_to_camera": cameras, "intrinsics": intrinsics}
@@ -162,11 +164,13 @@ class MultiViewReconstructionModule(ComparesWithBaselines):
             said["views"] = PredictedViews(cameras, whole, depth, confidence)
         return said
 
-    def _evaluate(self, batch: MultiViewBatch, stage: str) -> None:
+    def _evaluate(self, batch: MultiViewBatch, stage: str, batch_idx: int) -> dict[str, Any] | None:
+        """Returns the first batch and what is said of it, for pictures."""
         nets = self.competitors(stage)
         self._touched = {*nets, "_trivial"}  # on every rank, also where all rows are padding
         if not bool(batch.valid.any()):
-            return
+            return None
+        shown: dict[str, Any] | None = None
         batch = select_scenes(batch, batch.valid)
         targets = multiview_targets(batch)
         true_depth = torch.where(targets.valid, targets.depth, 0.0)
@@ -174,6 +178,8 @@ class MultiViewReconstructionModule(ComparesWithBaselines):
         size = true_depth.shape[-2], true_depth.shape[-1]
         for suffix, net in nets.items():
             predictions = net(batch.images)
+            if batch_idx == 0 and suffix != "_untrained":
+                shown = {"batch": batch, **self._answer(batch, predictions)}
             cameras, intrinsics = decode_pose_fov(predictions["pose_enc"], size)
             losses = self.losses(predictions, targets)
             metrics = self.metrics[stage + suffix]
@@ -190,6 +196,7 @@ class MultiViewReconstructionModule(ComparesWithBaselines):
             (targets.intrinsics, targets.intrinsics),
             categories,
         )
+        return shown
 
     def log_metrics(self, stage: str) -> None:
         """Of every network that took part."""

@@ -175,22 +175,22 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
         """Metrics of the raw and the averaged weights, and of the trivial predictor."""
         if self.predicts_only:
             return self.predict_step(batch, batch_idx)
-        self._evaluate(batch, "val", [None])
-        return None
+        return self._evaluate(batch, "val", [None], batch_idx)
 
     def test_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """As in validation, with reconstructions, and perhaps the untrained network and shorter sequences."""
         if self.predicts_only:
             return self.predict_step(batch, batch_idx)
         lengths = [n for n in self.hparams.test_lengths or () if n <= batch.images.shape[1]]
-        self._evaluate(batch, "test", [None, *lengths])
-        return None
+        return self._evaluate(batch, "test", [None, *lengths], batch_idx)
 
     def predict_step(self, batch: MultiViewBatch, batch_idx: int) -> dict[str, Any]:
         """Predictions of a batch of scenes, with `world_to_camera` [B, V, 3, 4] and `intrinsics` [B, V, 3, 3], and the
         same as `PredictedViews`. Where the data streams (`is_streaming`), a batch goes on where the last one ended."""
         with no_autocast(self.device):
-            predictions = self._predict(batch.images)
+            return self._answer(batch, self._predict(batch.images))
+
+    def _answer(self, batch: MultiViewBatch, predictions: Predictions) -> dict[str, Any]:
         height, width = batch.images.shape[-2:]
         center = torch.tensor([width / 2, height / 2], device=self.device)
         focal = focal_from_points(predictions.points_camera, center, pixel_center=PIXEL_CENTER)
@@ -285,12 +285,14 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
         }
         self.log_dict({**means, "train/views": float(batch.images.shape[1])}, batch_size=len(batch.images))
 
-    def _evaluate(self, batch: MultiViewBatch, stage: str, lengths: list[int | None]) -> None:
-        """In float32, as published."""
+    def _evaluate(
+        self, batch: MultiViewBatch, stage: str, lengths: list[int | None], batch_idx: int
+    ) -> dict[str, Any] | None:
+        """In float32, as published. Returns the first batch and what is said of it, for pictures."""
         nets = self.competitors(stage)
         self._touched |= {(suffix, n) for suffix in (*nets, "_trivial") for n in lengths}  # also where all is padding
         if not bool(batch.valid.any()):
-            return
+            return None
         batch = select_scenes(batch, batch.valid)
         targets = self._targets(batch, Inputs())
         with no_autocast(self.device):
@@ -305,6 +307,10 @@ class RecurrentReconstructionModule(ComparesWithBaselines):
                     SceneGeometry(true.poses, _known_depth(true), true.points_world),
                     {name: errors[name].mean() for name in _LOGGED_ERRORS},
                 )
+        if batch_idx:
+            return None
+        last = [name for name in nets if name != "_untrained"][-1]
+        return {"batch": batch, **self._answer(batch, predictions[last])}
 
     def log_metrics(self, stage: str) -> None:
         """Of every network that took part."""

@@ -1,6 +1,6 @@
 """Cameras, rays and points; conventions in `restrike.geometry.conventions`. Needs torch, numpy and einops only."""
 
-from restrike.geometry.alignment import Similarity, umeyama
+from restrike.geometry.alignment import Similarity, align_cameras, umeyama
 from restrike.geometry.cameras import (
     camera_centers,
     check_cameras,
@@ -108,6 +108,7 @@ __all__ = [
     "RayCameras",
     "Registration",
     "Similarity",
+    "align_cameras",
     "axis_angle_to_matrix",
     "camera_centers",
     "cameras_from_rays",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from restrike.geometry.conventions import check_trailing, full_precision
-from restrike.geometry.rotations import align_left, multiply, rotate, svd_or_nan
+from restrike.geometry.rotations import align_left, multiply, nearest_rotation, rotate, svd_or_nan
 
 
 class Similarity(NamedTuple):
@@ -64,3 +64,26 @@ def umeyama(source: Tensor, target: Tensor, weights: Tensor | None = None, with_
         scale = (singular * signs).sum(-1) / variance.clamp(min=torch.finfo(source.dtype).tiny)
     translation = target_mean[..., 0, :] - scale[..., None] * rotate(rotation, source_mean[..., 0, :])
     return Similarity(scale, rotation, translation)
+
+
+@full_precision
+def align_cameras(source: Tensor, target: Tensor) -> Similarity:
+    """Similarity that brings cameras `source` to `target`, well defined for any number of them, on a line too.
+
+    The rotation is the nearest one to all orientations, the scale the ratio of the centres' spreads, 1 where either has
+    none; centroids meet.
+
+    Args:
+        source: camera_to_world [..., V, 3, 4], corresponding to
+        target: camera_to_world [..., V, 3, 4].
+    """
+    check_trailing("source", source, 3, 4)
+    check_trailing("target", target, *source.shape[-3:])
+    rotation = nearest_rotation(multiply(target[..., :3], source[..., :3].mT).mean(-3))
+    centers = source[..., 3], target[..., 3]
+    means = [x.mean(-2) for x in centers]
+    spreads = [(x - mean[..., None, :]).square().sum((-2, -1)) for x, mean in zip(centers, means, strict=True)]
+    tiny = torch.finfo(source.dtype).tiny
+    has_both = (spreads[0] > tiny) & (spreads[1] > tiny)
+    scale = torch.where(has_both, (spreads[1] / spreads[0].clamp(min=tiny)).sqrt(), 1.0)
+    return Similarity(scale, rotation, means[1] - scale[..., None] * rotate(rotation, means[0]))

@@ -89,3 +89,14 @@ def test_gradients_of_the_alignment_equal_finite_differences() -> None:
 def test_clouds_that_do_not_correspond_are_refused() -> None:
     with pytest.raises(ValueError, match=r"target: expected shape \[..., 5, 3\], got \[4, 3\]"):
         g.umeyama(torch.zeros(5, 3), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_cameras_of_any_number_and_on_a_line_are_aligned(views: int) -> None:
+    poses = g.invert_se3(random_scene(1, views=views, batch=2).world_to_camera)
+    poses[..., 3] = poses[:, :1, :, 3] + torch.arange(views)[:, None] * poses.new_tensor([1.0, 2.0, 3.0])
+    move = random_similarity(4, 2)
+    moved = move.apply_to_cameras(poses)
+    fit = g.align_cameras(poses, moved)
+    torch.testing.assert_close(fit.apply_to_cameras(poses), moved)
+    torch.testing.assert_close(fit.scale, move.scale if views > 1 else torch.ones_like(fit.scale))
