@@ -89,10 +89,11 @@ def metric_table(metrics: dict[str, float]) -> str:
         cells.setdefault(plain.removesuffix(suffix), {})[suffix] = value
     used = [suffix for suffix in WEIGHTS if any(suffix in row for row in cells.values())]
     width = max(map(len, cells), default=0)
-    lines = [f"| {'metric':<{width}} |" + "".join(f" {WEIGHTS[s]:>9} |" for s in used)]
-    lines.append(f"| {'-' * width} |" + f" {'-' * 8}: |" * len(used))
+    columns = {suffix: max(9, len(WEIGHTS[suffix])) for suffix in used}
+    lines = [f"| {'metric':<{width}} |" + "".join(f" {WEIGHTS[s]:>{n}} |" for s, n in columns.items())]
+    lines.append(f"| {'-' * width} |" + "".join(f" {'-' * (n - 1)}: |" for n in columns.values()))
     for name, row in cells.items():
-        numbers = (f" {row[s]:9.4f} |" if s in row else f" {'':9} |" for s in used)
+        numbers = (f" {row[s]:{n}.4f} |" if s in row else f" {'':{n}} |" for s, n in columns.items())
         lines.append(f"| {name:<{width}} |" + "".join(numbers))
     return "\n".join(lines)
 

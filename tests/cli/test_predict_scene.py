@@ -151,6 +151,22 @@ def test_of_very_many_photos_some_are_taken_evenly(weights, photos, tmp_path):
         assert found["sources"].tolist() == ["more0.png", "more14.png", "more28.png", "view 2.png"]
 
 
+def test_photos_without_overlap_still_give_a_scene_that_every_format_holds(weights, tmp_path):
+    """Networks always answer; what cannot be a camera is listed, and all that is written is finite."""
+    folder, random = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(3):
+        pixels = random.integers(0, 256, (64 + 8 * number, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for family in FAMILIES:
+        out = tmp_path / family
+        assert predict(family, folder, out, "--model.pretrained", str(weights[family])) == 0
+        with np.load(out / "cameras.npz") as found:
+            assert np.isfinite(found["world_to_camera"]).all() and np.isfinite(found["intrinsics"]).all()
+            lost = (out / "skipped.txt").read_text().splitlines() if (out / "skipped.txt").exists() else []
+            assert len(found["names"]) + len(lost) == 3
+
+
 def test_an_unreadable_photo_among_good_ones_is_left_out_and_listed(weights, photos, tmp_path, caplog):
     shutil.copy(JPEGS / "corrupt_truncated_60pct.jpg", photos / "a.jpg")  # the first one of all
     (photos / "view 1b.png").write_text("no picture")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from PIL import Image
@@ -33,6 +35,18 @@ def test_no_more_than_two_windows_are_ever_read(tmp_path, monkeypatch):
     for number, batch in enumerate(data.predict_dataloader(), start=1):
         assert batch.keys == [f"{number - 1}.png"] and len(loaded) <= number + 1
     assert len(loaded) == 30
+
+
+def test_of_ten_thousand_photos_only_those_that_are_taken_are_opened(tmp_path, monkeypatch):
+    data = made(tmp_path, 1)
+    for number in range(1, 10_000):
+        os.link(data.images / "0.png", data.images / f"{number}.png")
+    data.max_photos, opened = 20, []
+    monkeypatch.setattr(data, "load", lambda path, load=data.load: (opened.append(path), load(path))[1])
+    data.setup("predict")
+    assert opened == [] and data.paths[0] == "0.png" and data.paths[-1] == "9999.png"  # by value, and evenly
+    (batch,) = data.predict_dataloader()
+    assert sorted(opened) == sorted(data.paths) and batch.images.shape[1] == 20
 
 
 def test_normalising_is_the_transfer_hooks(tmp_path):

@@ -11,9 +11,13 @@ from safetensors import safe_open
 from torch import nn
 
 import restrike
+import restrike.models
+from parity_tools import fill_
 from restrike.checkpoints import CheckpointError, load_released
 from restrike.export import ExportError, ModelCard, save_hub_folder, save_safetensors
 from restrike.export.safetensors import weights_to_save
+from tiny_cut3r import SIZES as CUT3R_SIZES
+from tiny_diffusionsfm import SIZES as RAY_SIZES
 from tiny_models import SIDE, SIZES, random_images, tiny_fastervit
 from tiny_vggt import SIZES as VGGT_SIZES
 from tiny_vggt import tiny_vggt
@@ -121,3 +125,18 @@ def test_a_damaged_folder_is_one_message(tmp_path, content, message):
 def test_a_missing_folder_is_one_message(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist; expected a folder"):
         restrike.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["cut3r_512_dpt", "diffusionsfm_dense"])
+def test_networks_that_take_more_than_images_go_out_as_weights_and_come_back(name, tmp_path):
+    """DPT tensors with two names, derived tables."""
+    dpt = {"dpt_features": 8, "dpt_out_channels": (8, 8, 16, 16)}
+    sizes = {**CUT3R_SIZES, **dpt} if "cut3r" in name else RAY_SIZES
+    net = fill_(restrike.models.build(name, **sizes)).eval()
+    card = ModelCard(name, json.loads(json.dumps(sizes)))
+    back = restrike.from_pretrained(save_hub_folder(net, tmp_path / "hub", card))
+    save_safetensors(net, tmp_path / "net.safetensors", card)
+    other = restrike.models.build(name, **sizes)
+    load_released(other, tmp_path / "net.safetensors")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, back.state_dict()[key]) and torch.equal(value, other.state_dict()[key]), key
