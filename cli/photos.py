@@ -36,7 +36,8 @@ def for_photos(config: dict[str, Any], has_checkpoint: bool) -> dict[str, Any]:
     data = read_yaml(PACKAGED_CONF / "data" / f"photo_folder_{family}.yaml")
     data["init_args"] |= {"images": "", "out": ""}  # `check_photos` asks for them
     shape = (old.get("init_args") or {}).get("val_shape") or {}
-    data["init_args"]["transform"]["init_args"] = _transform(family, shape.get("size"), model.get("model_args") or {})
+    size = shape.get("init_args", shape).get("size")  # a run's saved config names the class of the shape, too
+    data["init_args"]["transform"]["init_args"] = _transform(family, size, model.get("model_args") or {})
     kept = {name: part for name, part in (config.get("callbacks") or {}).items() if name == "ema"}
     parts = [read_yaml(PACKAGED_CONF / "callbacks" / f"{name}.yaml") for name in ("write_scene", "progress")]
     if has_checkpoint:

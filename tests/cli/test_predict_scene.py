@@ -262,6 +262,16 @@ def test_every_recipe_gives_way_to_photos_at_its_own_size(name):
     assert model["model_name"] == composed(name)["model"]["init_args"]["model_name"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_runs_saved_config_gives_way_at_the_same_size(family):
+    config = composed(f"smoke_{family}")
+    expected = for_photos(config, True)["data"]
+    shape = config["data"]["init_args"]["val_shape"]
+    saved = {"class_path": "restrike.data.multiview_plan.PooledShape", "init_args": shape}
+    config["data"]["init_args"]["val_shape"] = saved
+    assert for_photos(config, True)["data"] == expected
+
+
 def test_a_classifiers_recipe_stays_as_it_is():
     config = composed("predict")
     assert for_photos(config, False) is config
