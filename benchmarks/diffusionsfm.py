@@ -1,7 +1,7 @@
 """DiffusionSfM against a plain implementation of its published steps, on a CPU, float32, in one process.
 
-    python -m benchmarks.diffusionsfm                # all rows of docs/benchmarks.md
-    python -m benchmarks.diffusionsfm --rows rays cameras
+    python -m benchmarks diffusionsfm           # all rows of docs/benchmarks.md
+    python -m benchmarks diffusionsfm cameras   # a part of them: rays, cameras, sparse or dense
 
 The peer has the same weights and does what the release's description says, step by step: shifts, scales and gates of
 every block at every step, maps upsampled before they are convolved, 1x1 convolutions after upsampling, a hundred calls,
@@ -11,6 +11,7 @@ rays and cameras one after another. Outputs are compared before anything is time
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 from time import process_time
@@ -31,6 +32,7 @@ from restrike.models.diffusionsfm.embeddings import timestep_features
 COMMAND = "python -m benchmarks diffusionsfm"
 TOLERANCE = 1e-4
 SMALL = {"hidden_size": 192, "num_heads": 4}
+TINY = {"hidden_size": 96, "num_heads": 4, "depth": 8}  # for a peer that is called a hundred times
 
 
 # The peer.
@@ -332,7 +334,12 @@ def rows(names: list[str]) -> list[Callable[[], Row]]:
         "sparse": [
             lambda: sampling("diffusionsfm_sparse", "DiffusionSfM sparse, 2 views, 1 call", 2, 1, 1),
             lambda: sampling(
-                "diffusionsfm_sparse", "DiffusionSfM sparse (width 192), 2 views, early stop", 2, 11, 100, **SMALL
+                "diffusionsfm_sparse",
+                "DiffusionSfM sparse (width 96, 8 blocks), 2 views, early stop",
+                2,
+                11,
+                100,
+                **TINY,
             ),
             lambda: training_step("diffusionsfm_sparse", "DiffusionSfM sparse (width 192), step, 2 views", 2, **SMALL),
         ],
@@ -348,14 +355,15 @@ def rows(names: list[str]) -> list[Callable[[], Row]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", default=[], help="rays, cameras, sparse, dense; all by default")
+    parser.add_argument("part", nargs="*", help="rays, cameras, sparse or dense; all by default")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     pin_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     where = f"{environment('opencv-python-headless')}; {arguments.threads} thread(s)"
-    for row in rows(arguments.rows):
-        record(row(), where=where)
+    command = f"`{' '.join([COMMAND, *arguments.part])}`"
+    for row in rows(arguments.part):
+        record(dataclasses.replace(row(), command=command), where=where)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "fastervit": ("inference", "large", "compiled", "any-res", "training"),
     "vggt": ("step", "memory"),
     "cut3r": ("rollouts", "sequences", "memory"),
+    "diffusionsfm": ("rays", "cameras", "sparse", "dense"),
 }
 # Parts that run only where they are named: they take longer than all others of `make bench` should.
 LONG: dict[str, tuple[str, ...]] = {"cut3r": ("full",)}
@@ -155,7 +156,7 @@ MEASURES: dict[int, Measure] = {
         "rays to cameras",
         "OpenCV's RANSAC, a camera at a time",
         "8 views of 16x16 and 256x256 rays, batch 8",
-        ("metrics", "diffusionsfm"),
+        ("diffusionsfm cameras",),
         (Goal(r"(?i)cameras from .*rays|rays to cameras", "≥ 3×, error no larger", at_least=3),),
     ),
     8: Measure(
@@ -193,7 +194,7 @@ MEASURES: dict[int, Measure] = {
         "DiffusionSfM sampling",
         "a plain sampler",
         "small DiT + DPT",
-        ("diffusionsfm",),
+        ("diffusionsfm sparse", "diffusionsfm dense"),
         (Goal(r"^DiffusionSfM (sparse|dense).*(calls?|early stop|sampling)", "≥ 1.5× at equal calls", at_least=1.5),),
     ),
     11: Measure(
