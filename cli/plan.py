@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,8 +107,8 @@ def main(argv: list[str]) -> int:
         raise UserError("plan needs the line that you would give to fit: --config conf/….yaml …")
     if options.calibrate and options.utilisation is not None:
         raise UserError("plan: --calibrate measures what --utilisation gives: leave one of them out")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # callbacks say when they change stages
-    plan = make_plan(parse(arguments), options, Path(arguments.configs[-1]).stem)
+    with _quiet():
+        plan = make_plan(parse(arguments), options, Path(arguments.configs[-1]).stem)
     print(as_text(plan))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,18 @@ def main(argv: list[str]) -> int:
     if options.plot is not None:
         save_plot(plan, options.plot)
     return 0 if plan.fits else 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what callbacks say when they change stages, which they do here only to be looked at."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def make_plan(config: Any, options: argparse.Namespace, recipe: str) -> Plan:
