@@ -138,7 +138,7 @@ class Visit:
         self.until("viewer.pointsShown > 0")
 
     def until(self, condition: str) -> None:
-        """Wait for it, by asking from outside: `wait_for_function` asks inside, where the page's policy forbids eval."""
+        """Wait for it, asking from outside: `wait_for_function` asks inside, where the page forbids eval."""
         for _ in range(300):
             if self.do(condition):
                 return
