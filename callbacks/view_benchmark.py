@@ -99,15 +99,14 @@ class ViewBenchmark(Callback):
         """
         assert self._score is not None and self._sequence is not None
         sequence, data = self._sequence, trainer.datamodule
-        frames = {frame.image: frame for frame in sequence.frames}
-        for row, key in enumerate(batch.keys):
+        for row, number in enumerate(batch.frame_numbers[0].tolist()):
             said = self._answer(outputs, batch, row)
             if missing := [_NEEDS[name] for name in self._score.needs if getattr(said, name) is None]:
                 raise ValueError(
                     f"data.protocol: {data.protocol} scores {missing[0]}, and this network says none: take another "
                     "model, or one with that head (model.model_args)"
                 )
-            self._score.add(said, read_truth(frames[key], sequence, data.root, batch.source_sizes[0, row]))
+            self._score.add(said, read_truth(sequence.frames[number], sequence, data.root, batch.source_sizes[0, row]))
         if int(batch.frame_numbers[0, -1]) + 1 == len(sequence.frames):
             self._score.finish()
 
