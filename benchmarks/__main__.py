@@ -1,6 +1,6 @@
 """Every speed claim, each in its own process; rows go to docs/benchmarks.md.
 
-python -m benchmarks                          # all (`make bench`)
+python -m benchmarks                          # all measures (`make bench`)
 python -m benchmarks --list                   # measures by number, with their peers, targets and commands
 python -m benchmarks 3 11                     # measures 3 and 11
 python -m benchmarks ema fastervit training   # by name; a command with several measures has parts
@@ -10,6 +10,7 @@ python -m benchmarks fastervit --device cuda  # on a GPU
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -17,25 +18,34 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.targets import LONG, MEASURES, ON_GPU, PARTS, listing
+from benchmarks.targets import MEASURES, ON_GPU, PARTS, listing
 
 HERE = Path(__file__).resolve().parent
 FRAME = ("harness", "targets")
+# Of the processes that measure, unless set already.
+SURROUNDINGS = {
+    # glibc keeps freed memory. By itself it returns some, by rules that depend on all that was allocated before, and
+    # either side may then spend most of its time on page faults, in one process and not in the next.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    # numpy's BLAS has threads that wait busily, so that its calls would cost more processor time than they take.
+    "OPENBLAS_NUM_THREADS": "1",
+}
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if not file.stem.startswith("_") and file.stem not in FRAME)
 
 
 def commands(words: Iterable[str]) -> list[str]:
-    """What to run for these names, parts and numbers, in order and once; everything for none.
+    """What to run for these names, parts and numbers, in order and once; all measures for none.
 
     Raises:
         ValueError: a word that is none of them.
     """
-    split = [part for word in words for part in word.split()]
+    split = [part for word in words for part in word.split()] or [str(number) for number in MEASURES]
     chosen: list[tuple[str, list[str]]] = []
     for word in split:
         if word in NAMES:
             chosen.append((word, []))
-        elif chosen and word in (*PARTS.get(chosen[-1][0], ()), *LONG.get(chosen[-1][0], ())):
+        elif chosen and word in PARTS.get(chosen[-1][0], ()):
             chosen[-1][1].append(word)
         elif word.isdecimal() and int(word) in MEASURES:
             for command in MEASURES[int(word)].commands:
@@ -48,7 +58,7 @@ def commands(words: Iterable[str]) -> list[str]:
                 f"({parts_of}; --list prints them)"
             )
     lines = []
-    for name, parts in chosen or [(name, []) for name in NAMES]:
+    for name, parts in chosen:
         lines += [f"{name} {part}".strip() for part in parts or PARTS.get(name, ("",))]
     return list(dict.fromkeys(lines))
 
@@ -76,7 +86,7 @@ def run(line: str, device: str | None) -> bool:
     taken, is_done = harness.withdraw(" ".join(["python -m benchmarks", line, *options])), False
     try:
         command = [sys.executable, "-m", f"benchmarks.{name}", *parts, *options]
-        is_done = subprocess.run(command, cwd=HERE.parent, check=False).returncode == 0
+        is_done = subprocess.run(command, cwd=HERE.parent, env=SURROUNDINGS | os.environ, check=False).returncode == 0
     finally:
         if not is_done:
             harness.restore(taken)

@@ -1,7 +1,8 @@
 """CUT3R against a plain implementation that does everything view after view, and how memory grows with views.
 
-    python -m benchmarks cut3r            # all rows of docs/benchmarks.md but those of the full-size model
-    python -m benchmarks cut3r memory     # a part of them: rollouts, sequences or memory
+    python -m benchmarks 8                # rollouts, sequences and memory of inference
+    python -m benchmarks cut3r memory     # a part of them
+    python -m benchmarks cut3r training   # a training step, and its memory by number of views
     python -m benchmarks cut3r full       # the 748 M parameter model, 224 px: some minutes on one core
 
 The plain one shares our weights, and does what the release does: encoder, ray encoder (on zeros, where there is no ray
@@ -29,7 +30,7 @@ from restrike.models.cut3r import CUT3R, Predictions, Stream
 from restrike.models.cut3r.heads import Tokens
 from restrike.models.cut3r.positions import state_positions, with_pose_token
 from restrike.models.cut3r.truncation import TruncatedSequence
-from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
+from restrike.models.layers.rotary import grid_positions, rotary_table
 
 COMMAND = "python -m benchmarks cut3r"
 TOLERANCE = 1e-3  # outputs are exponentials, so rounding is magnified
@@ -41,7 +42,7 @@ TINY = {
     "enc_embed_dim": 256, "enc_depth": 4, "enc_num_heads": 8, "dec_embed_dim": 192, "dec_depth": 4,
     "dec_num_heads": 6, "state_dec_num_heads": 8, "state_size": 196, "local_mem_size": 48,
 }  # fmt: skip
-LENGTHS = (8, 64, 256)  # views
+LENGTHS = (8, 32, 256)  # views
 CHUNK = 8  # views that a stream is given at a time
 
 
@@ -53,10 +54,22 @@ def mlp(layer: nn.Module, x: Tensor) -> Tensor:
     return linear(layer.fc2, F.gelu(linear(layer.fc1, x)))
 
 
+def plain_rotation(x: Tensor, positions: Tensor) -> Tensor:
+    """RoPE of [B, num_heads, N, head_dim] as its papers give it: one half by y, one by x, at positions [N, 2]."""
+    halves = []
+    for half, place in zip(x.chunk(2, dim=-1), positions.unbind(-1), strict=True):
+        first, second = half.chunk(2, dim=-1)
+        quarter = first.shape[-1]
+        angles = place[:, None] * 100.0 ** -(torch.arange(quarter) / quarter)
+        angles = torch.cat([angles, angles], dim=-1)
+        halves.append(half * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin())
+    return torch.cat(halves, dim=-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, at: tuple[Tensor, Tensor] | None) -> Tensor:
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if at is not None:
-        q, k = (rotate_channels(x, rotary_table(p, x.shape[-1])) for x, p in zip((q, k), at, strict=True))
+        q, k = (plain_rotation(x, p) for x, p in zip((q, k), at, strict=True))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -299,19 +312,23 @@ def rollouts() -> list[Row]:
 
 
 def sequences() -> list[Row]:
-    """Whole sequences and a training step of a larger model."""
+    """Whole sequences of a larger model."""
     linear_net = built("cut3r_224_linear", **SMALL)
     dpt_net = built("cut3r_512_dpt", **SMALL, dpt_features=64, dpt_out_channels=(24, 48, 96, 192))
     return [
         inference("small, linear head", linear_net, 8, (112, 112)),
         inference("small, DPT head", dpt_net, 4, (112, 112)),
-        training(4, (112, 112)),
     ]
 
 
 def memory() -> list[Row]:
-    """What a further view costs."""
-    return [inference_memory(), *training_memory()]
+    """What a further view costs in inference."""
+    return [inference_memory()]
+
+
+def trainings() -> list[Row]:
+    """A training step, and what a further view costs it."""
+    return [training(4, (112, 112)), *training_memory()]
 
 
 def full() -> list[Row]:
@@ -320,7 +337,7 @@ def full() -> list[Row]:
     return [inference(title, net, 2, (224, 224), rounds=7, warmup=0)]
 
 
-GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory, "full": full}
+GROUPS = {"rollouts": rollouts, "sequences": sequences, "memory": memory, "training": trainings, "full": full}
 
 
 def main() -> None:

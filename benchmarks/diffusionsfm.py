@@ -263,7 +263,7 @@ def bundle(patches: int, noise: float, wild_share: float) -> tuple[Tensor, ...]:
     is_wild = torch.rand(endpoints.shape[:-1], generator=generator)[..., None] < wild_share
     spread = torch.where(is_wild, 1.0, noise)
     endpoints = endpoints + spread * torch.randn(endpoints.shape, generator=generator)
-    return g.encode_rays(origins, endpoints), coords, true[..., :3]
+    return g.encode_rays(origins, endpoints).contiguous(), coords, true[..., :3]
 
 
 def solved(rays_map: Tensor, coords: Tensor, is_robust: bool = True) -> Tensor:
@@ -359,6 +359,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     pin_threads(arguments.threads)
+    cv2.setNumThreads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     where = f"{environment('opencv-python-headless')}; {arguments.threads} thread(s)"
     command = f"`{' '.join([COMMAND, *arguments.part])}`"

@@ -15,11 +15,18 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 PARTS: dict[str, tuple[str, ...]] = {
     "fastervit": ("inference", "large", "compiled", "any-res", "training"),
     "vggt": ("step", "memory"),
-    "cut3r": ("rollouts", "sequences", "memory"),
+    "cut3r": ("rollouts", "sequences", "memory", "training", "full"),
     "diffusionsfm": ("rays", "cameras", "sparse", "dense"),
 }
-# Parts that run only where they are named: they take longer than all others of `make bench` should.
-LONG: dict[str, tuple[str, ...]] = {"cut3r": ("full",)}
+# What runs only where it is named, and not with all measures.
+BESIDE = {
+    "callbacks": "what each callback adds to a step",
+    "quickstart": "what `make quickstart` reaches",
+    "vggt memory": "peak by number of views: training, fine-tuning, inference",
+    "diffusionsfm rays": "cameras to rays",
+    "cut3r training": "a training step, and its memory by number of views under each option",
+    "cut3r full": "inference at the released size",
+}
 ON_GPU = ("fastervit", "ema", "vggt")
 
 
@@ -164,7 +171,7 @@ MEASURES: dict[int, Measure] = {
         "CUT3R rollout",
         "a plain view-by-view rollout",
         "T = 8 … 256",
-        ("cut3r rollouts", "cut3r sequences", "cut3r memory", "cut3r full"),
+        ("cut3r rollouts", "cut3r sequences", "cut3r memory"),
         (
             Goal(r"^CUT3R (inference|rollout)(?!.*memory)", "≥ 1.3×", at_least=1.3),
             Goal(
@@ -242,6 +249,8 @@ def listing() -> str:
         goals = "; ".join(goal.text for goal in measure.goals)
         lines.append(f"{number:>2}  {measure.title}: {measure.work}\n    against {measure.peer}\n    target: {goals}")
         lines += [f"    python -m benchmarks {command}" for command in measure.commands]
+    lines.append("Beside these, by name only:")
+    lines += [f"    python -m benchmarks {command:<20} {what}" for command, what in BESIDE.items()]
     return "\n".join(lines)
 
 

@@ -23,13 +23,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.cut3r import plain_rotation
 from benchmarks.harness import Row, Timing, assert_close, clock_of, compare_forms, environment, pin_threads, record
 from benchmarks.targets import PARTS
 from restrike.losses import LossWeights, MultiViewTargets, multiview_loss
 from restrike.models import build
 from restrike.models.layers.block import Block
 from restrike.models.layers.linear import Linear
-from restrike.models.layers.rotary import grid_positions, rotary_table, rotate_channels
+from restrike.models.layers.rotary import grid_positions
 
 SIZE, STEP_SIZE = (112, 168), (84, 126)
 VIEWS, STEP_VIEWS = (2, 12), (2, 8, 24)
@@ -73,7 +74,7 @@ class PlainBlock(nn.Module):
         patches = grid_positions(*self.grid, offset=1, device=x.device)
         frame = torch.cat([patches.new_zeros(self.num_special_tokens, 2), patches])
         positions = frame.repeat(x.shape[-2] // len(frame), 1)
-        return rotate_channels(x, rotary_table(positions, x.shape[-1]))
+        return plain_rotation(x, positions)
 
 
 class Plain(nn.Module):

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io import CheckpointIO
@@ -91,7 +90,5 @@ def _write(checkpoint: dict[str, Any], path: str | Path, keep_previous: bool) ->
     temporary = f"{name}.tmp"
     system.makedirs(name.rpartition("/")[0], exist_ok=True)
     with system.open(temporary, "wb") as stream:
-        writer = atomic.DigestingWriter(stream)
-        torch.save(checkpoint, writer)
-        writer.finish()
+        atomic.write_archive(checkpoint, stream)
     system.mv(temporary, name)

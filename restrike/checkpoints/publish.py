@@ -43,7 +43,8 @@ def save_released(
         "metric": metric,
         "version": _VERSION,
     }
-    atomic.save({key: value for key, value in content.items() if value is not None}, Path(path), keep_previous=False)
+    kept = {key: value for key, value in content.items() if value is not None}
+    atomic.save(kept, Path(path), keep_previous=False, with_crc32=True)
 
 
 def _complete(net: nn.Module) -> dict[str, Tensor]:

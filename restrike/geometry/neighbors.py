@@ -1,9 +1,9 @@
 """Exact nearest neighbours of point clouds, in plain torch: on any device, without a tree library.
 
-Both clouds are cut into boxes of equal count by median splits. Boxes of queries visit boxes of points from near to far,
-many at once, and stop where the next box is farther than the worst neighbour found: the same answer as comparing all
-with all, at a small part of the work. Distances come from differences, not from |a|² - 2ab + |b|², so they keep all
-their digits.
+Both clouds are cut into boxes of equal count. Boxes of queries visit boxes of points from near to far, many at once,
+each with those of its queries that are nearer to the next box than to the worst neighbour found: the same answer as
+comparing all with all, at a small part of the work. Distances come from differences, not from |a|² - 2ab + |b|², so
+they keep all their digits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Neighbors(NamedTuple):
 
 
 class _Leaves(NamedTuple):
-    """Points [leaves, size, 3], their indices [leaves, size] (-1: padding), bounding boxes [leaves, 3] twice."""
+    """Coordinates [leaves, 3, size], indices [leaves, size] (-1: padding), bounding boxes [leaves, 3] twice."""
 
     points: Tensor
     indices: Tensor
@@ -79,20 +79,23 @@ def _split(points: Tensor) -> _Leaves:
     padding = size * 2**levels - len(points)
     padded = torch.cat([points, points[:1].expand(padding, 3)])
     order = torch.arange(len(padded), device=points.device)[None]
-    for _ in range(levels):
+    while levels > 0:
+        halvings = min(levels, 2)  # at once, by one sort
         block = padded[order]
         axis = (block.amax(1) - block.amin(1)).argmax(-1)
         coordinate = block.take_along_dim(axis[:, None, None], dim=-1)[..., 0]
-        order = order.gather(1, coordinate.argsort(dim=1)).reshape(2 * len(order), -1)
+        order = order.gather(1, coordinate.argsort(dim=1)).reshape(2**halvings * len(order), -1)
+        levels -= halvings
     leaves = padded[order]
-    return _Leaves(leaves, torch.where(order < len(points), order, -1), leaves.amin(1), leaves.amax(1))
+    indices = torch.where(order < len(points), order, -1)
+    return _Leaves(leaves.mT.contiguous(), indices, leaves.amin(1), leaves.amax(1))
 
 
 def _search(queries: _Leaves, points: _Leaves, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances and indices, [query leaves, size, k] each."""
     gap = torch.maximum(queries.low[:, None] - points.high, points.low - queries.high[:, None]).clamp(min=0)
     bounds = gap.square().sum(-1)
-    best = torch.full((*queries.points.shape[:2], k), torch.inf, dtype=bounds.dtype, device=bounds.device)
+    best = bounds.new_full((*queries.indices.shape, k), torch.inf)
     found = torch.full_like(best, -1, dtype=torch.int64)
     active = torch.arange(len(best), device=best.device)
     while len(active) > 0:
@@ -102,19 +105,38 @@ def _search(queries: _Leaves, points: _Leaves, k: int) -> tuple[Tensor, Tensor]:
             active = active[bounds[active, leaf[active]] <= best[active, :, -1].amax(1)]
             if len(active) == 0:
                 break
-            squares = _squared_distances(queries.points[active], points.points[leaf[active]])
-            indices = points.indices[leaf[active]][:, None].expand_as(squares)
-            squares = torch.where(indices >= 0, squares, torch.inf)
-            squares, place = torch.cat([best[active], squares], dim=-1).topk(k, dim=-1, largest=False)
-            found[active] = torch.cat([found[active], indices], dim=-1).gather(-1, place)
-            best[active] = squares
+            # Of a leaf's queries, few are nearer to the next box than to what they have found.
+            boxes, own = leaf[active], queries.points[active]
+            worst = best[active, :, -1]
+            rows, columns = (_square_gap(own, points, boxes) <= worst).nonzero().unbind(1)
+            squares = _squared_distances(own[rows, :, columns], points.points.index_select(0, boxes[rows]))
+            indices = points.indices.index_select(0, boxes[rows])
+            place = active[rows], columns
+            best[place], found[place] = _nearest(best[place], found[place], squares, indices, k)
         bounds.scatter_(1, visits, torch.inf)
     return best, found
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[L, n, m] from [L, n, 3] and [L, m, 3]."""
-    total = (a[:, :, None, 0] - b[:, None, :, 0]).square()
-    for axis in (1, 2):
-        total += (a[:, :, None, axis] - b[:, None, :, axis]).square()
+def _square_gap(points: Tensor, leaves: _Leaves, numbers: Tensor) -> Tensor:
+    """Squared distances [L, n] of points [L, 3, n] from the box of each one's leaf [L]; 0 inside."""
+    below, above = leaves.low[numbers, :, None] - points, points - leaves.high[numbers, :, None]
+    return torch.maximum(below, above).clamp(min=0).square().sum(1)
+
+
+def _squared_distances(points: Tensor, others: Tensor) -> Tensor:
+    """[Q, m] from [Q, 3] and [Q, 3, m]."""
+    total = torch.zeros_like(others[:, 0])
+    for axis in range(3):
+        difference = others[:, axis] - points[:, axis, None]
+        total.addcmul_(difference, difference)
     return total
+
+
+def _nearest(best: Tensor, found: Tensor, squares: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of [Q, k] and [Q, m] squared distances, in order, and their indices; negative ones don't count."""
+    squares = squares.masked_fill(indices < 0, torch.inf)
+    if k == 1:  # half as long as the general way
+        squares, place = squares.min(dim=-1, keepdim=True)
+        indices = indices.gather(-1, place)
+    squares, place = torch.cat([best, squares], dim=-1).topk(k, dim=-1, largest=False)
+    return squares, torch.cat([found, indices], dim=-1).gather(-1, place)

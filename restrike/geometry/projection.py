@@ -90,11 +90,13 @@ def unproject_depth(
     else:
         check_trailing("camera_to_world", camera_to_world, 3, 4)
         axes = camera_to_world[..., :3]
-    # A ray is a sum over columns and rows: three passes over the pixels instead of the ten of `unproject`.
+    # A ray is a sum over columns and rows: two passes over the pixels instead of the ten of `unproject`.
     across = axes[..., None, :, 0] * x[..., None]
     down = axes[..., None, :, 1] * y[..., None] + axes[..., None, :, 2]
-    points = (down[..., :, None, :] + across[..., None, :, :]) * depth[..., None]
-    return points if camera_to_world is None else points + camera_to_world[..., None, None, :, 3]
+    rays = down[..., :, None, :] + across[..., None, :, :]
+    if camera_to_world is None:
+        return rays * depth[..., None]
+    return torch.addcmul(camera_to_world[..., None, None, :, 3], rays, depth[..., None])
 
 
 @full_precision

@@ -37,7 +37,8 @@ _SCORED_RAYS, _SCORED_CAMERAS = 64, 16  # at once, so that what is compared stay
 _HOMOGRAPHY_RAYS = 256
 _SCORE_SINE = 0.01  # residuals below this hardly tell one hypothesis from another
 _SAMPLED_RAYS = 1024  # of a camera, by which its outliers are told
-_BLOCK_RAYS = 16384  # float64 temporaries of so many stay in a core's cache: three times as fast on dense maps
+_PAIR = torch.tensor([[0, 1, 3], [1, 2, 4], [3, 4, 5]])  # where the product of two coordinates stands in `_Rays`
+_BLOCK_RAYS = 32768  # float64 temporaries of so many stay in a core's cache: three times as fast on dense maps
 _REFINEMENTS = 2
 _MIN_SPREAD = 1e-6  # radians; below this, residuals are rounding and everything is an inlier
 _OUTLIER_SPREADS = 3.0
@@ -172,7 +173,9 @@ def _check_rays(ray_origins: Tensor, ray_endpoints: Tensor, coords: Tensor) -> N
 def _centers(ray_origins: Tensor, ray_endpoints: Tensor, center: Center) -> Tensor:
     """Camera centres [..., 3], float64."""
     if center == "mean":
-        return ray_origins.double().mean(-2)
+        flat = ray_origins.reshape(-1, *ray_origins.shape[-2:])
+        parts = flat.split(max(1, _BLOCK_RAYS // flat.shape[-2]))  # all in float64 at once would not stay in the cache
+        return torch.cat([part.double().mean(-2) for part in parts]).reshape(*ray_origins.shape[:-2], 3)
     if center == "intersection":
         return intersect_rays(ray_origins.double(), (ray_endpoints.double() - ray_origins.double()))
     raise ValueError(f"center: expected 'mean' or 'intersection', got {center!r}")
@@ -209,20 +212,22 @@ def _linear_fit(
         for first in range(0, count, _BLOCK_RAYS):
             place = (cameras, slice(first, first + _BLOCK_RAYS))
             rays = _columns(coords[place], endpoints[place], centers[cameras])
-            weights = None
+            weights: Tensor | float = 1.0
             if start is not None and limit is not None and not (is_plain and all(is_plain[cameras])):
-                weights = _weights(*_square_sines(start[cameras, None], rays), limit[cameras])
+                weights = _weights(*_square_sines(start[cameras], rays), limit[cameras])
             parts.append(_moments(rays, weights))
         sums.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
     return _fit(torch.cat(sums))
 
 
 class _Rays(NamedTuple):
-    """x = (X, Y, 1), unit d, [..., 3, N] each, and their products x_a d_c at 3a + c, [..., 9, N]."""
+    """x = (X, Y, 1), direction d, [..., 3, N] each, products of two of their coordinates, [..., 6, N], and 1 / |d|²."""
 
     x: Tensor
     d: Tensor
-    products: Tensor
+    xx: Tensor
+    dd: Tensor
+    inverse: Tensor
 
     def pick(self, rows: Tensor) -> _Rays:
         return _Rays(*(each[rows] for each in self))
@@ -231,22 +236,17 @@ class _Rays(NamedTuple):
 def _columns(coords: Tensor, endpoints: Tensor, centers: Tensor) -> _Rays:
     """In float64, one coordinate a row, so that elementwise work runs along the rays."""
     rows, flat = (x.mT.to(torch.float64, memory_format=torch.contiguous_format) for x in (endpoints, coords))
-    directions = rows - centers[..., None]
-    # A sum of squares and not F.normalize, which walks columns one by one: six times as slow.
-    unit = directions / directions.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-12)
-    x = F.pad(flat, (0, 0, 0, 1), value=1.0)
-    return _Rays(x, unit, _outer(x, unit))
+    d = rows - centers[..., None]
+    one = torch.ones_like(flat[..., :1, :])
+    xx = torch.cat([flat[..., :1, :] * flat, flat[..., 1:, :].square(), flat, one], dim=-2)
+    dd = torch.cat([d[..., :1, :] * d[..., :2, :], d[..., 1:2, :].square(), d[..., 2:, :] * d], dim=-2)
+    length = dd[..., :1, :] + dd[..., 2:3, :] + dd[..., 5:, :]  # squared
+    return _Rays(xx[..., 3:, :], d, xx, dd, 1 / length.clamp(min=1e-24))
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """[..., 9, N] from [..., 3, N] twice."""
-    return (a[..., :, None, :] * b[..., None, :, :]).flatten(-3, -2)
-
-
-def _moments(rays: _Rays, weights: Tensor | None = None) -> Tensor:
-    """Σ w (x ⊗ d)(x ⊗ d)ᵀ, [..., 9, 9]; weights [..., 1, N]."""
-    weighted = rays.products if weights is None else rays.products * weights
-    return weighted @ rays.products.mT
+def _moments(rays: _Rays, weights: Tensor | float = 1.0) -> Tensor:
+    """Σ w x_a x_b d_c d_d / |d|², [..., 6, 6], a and b along one side; weights [..., 1, N]."""
+    return rays.xx * (rays.inverse * weights) @ rays.dd.mT
 
 
 def _fit(moments: Tensor) -> Tensor:
@@ -255,11 +255,12 @@ def _fit(moments: Tensor) -> Tensor:
     Over Σ w |A x|² and not over |A|², because noise adds to the first sum in proportion to it: with |A|² a fit to more
     rays comes no nearer to the truth. Where x is made white, both are one.
     """
-    m = moments.unflatten(-1, (3, 3)).unflatten(-3, (3, 3))  # [..., a, c, b, d]
-    outer = m.diagonal(dim1=-3, dim2=-1).sum(-1)  # |d| = 1, so this is Σ w x xᵀ
+    pair = _PAIR.to(moments.device)
+    moments = moments[..., pair[:, None, :, None], pair[None, :, None, :]]  # at [..., a, c, b, d]
+    outer = moments.diagonal(dim1=-3, dim2=-1).sum(-1)  # Σ w x xᵀ
     whiten = torch.linalg.inv_ex(torch.linalg.cholesky_ex(outer).L).inverse
     both = (whiten[..., :, None, :, None] * torch.eye(3).to(outer)[:, None, :]).flatten(-2).flatten(-3, -2)
-    system = both @ moments @ both.mT
+    system = both @ moments.flatten(-2).flatten(-3, -2) @ both.mT
     # A diverged network's NaN must cost its own view only: eigh would raise for the batch.
     finite = system.isfinite().all((-1, -2))[..., None, None]
     vectors = torch.linalg.eigh(torch.where(finite, system, 0.0)).eigenvectors
@@ -275,48 +276,62 @@ def _robust_fit(coords: Tensor, endpoints: Tensor, centers: Tensor) -> Tensor:
     sampled = (_sample(coords), _sample(endpoints)) if is_dense else (coords, endpoints)
     rays = _columns(*sampled, centers)
     if coords.device.type != "cpu":  # the long way is cheap there, and to ask for less would wait for the device
-        matrix, limit = _sampled_fit(rays)
-        return _linear_fit(coords, endpoints, centers, matrix, limit) if is_dense else matrix
+        matrix = _sampled_fit(rays)
+        return _linear_fit(coords, endpoints, centers, matrix, _own_limit(matrix, rays)) if is_dense else matrix
     matrix = _fit(_moments(rays))
-    sine = _square_sines(matrix[:, None], rays)[0][:, 0].sqrt()
-    middle = sine.median(dim=-1).values
-    # NaN is not below anything, so a lost view goes the long way, and stays NaN.
-    is_clean = (middle < _CLEAN_SINE) & (sine.amax(-1) < _CLEAN_RATIO * middle.clamp(min=_MIN_SPREAD))
+    is_clean = _is_clean(_square_sines(matrix, rays)[0][:, 0])
     wild = (~is_clean).nonzero()[:, 0]
     if len(wild) == 0:
         return _linear_fit(coords, endpoints, centers) if is_dense else matrix
-    found = _sampled_fit(rays if len(wild) == len(coords) else rays.pick(wild))
-    start = (matrix, torch.full_like(matrix[:, :1, :1], torch.inf))
-    matrix, limit = (old.index_copy(0, wild, new) for old, new in zip(start, found, strict=True))
-    return _linear_fit(coords, endpoints, centers, matrix, limit, is_clean.tolist()) if is_dense else matrix
+    matrix = matrix.index_copy(0, wild, _sampled_fit(rays if len(wild) == len(coords) else rays.pick(wild)))
+    if not is_dense:
+        return matrix
+    limit = torch.where(is_clean[:, None, None], torch.inf, _own_limit(matrix, rays))
+    return _linear_fit(coords, endpoints, centers, matrix, limit, is_clean.tolist())
+
+
+def _is_clean(square_sine: Tensor) -> Tensor:
+    """Whether a fit has no outliers, [B] from [B, N]. NaN is below nothing, so a lost view goes the long way."""
+    farthest = square_sine.amax(-1)
+    is_clean = farthest < (_CLEAN_RATIO * _CLEAN_SINE) ** 2
+    if is_clean.any():  # else without medians, which cost as much as a fit
+        middle = square_sine.median(dim=-1).values.clamp(min=_MIN_SPREAD**2)
+        is_clean = (middle < _CLEAN_SINE**2) & (farthest < _CLEAN_RATIO**2 * middle)
+    return is_clean
+
+
+def _own_limit(matrix: Tensor, rays: _Rays) -> Tensor:
+    """`_limit` [B, 1, 1] of the rays by their own fit."""
+    return _limit(_square_sines(matrix, rays)[0])
 
 
 def _sample(rays: Tensor) -> Tensor:
     """Some of [B, N, C], the same for every camera; at random, as a stride would see a few columns of a map."""
     picks = torch.randperm(rays.shape[-2], generator=torch.Generator().manual_seed(0))[:_SAMPLED_RAYS]
-    return rays[:, picks.to(rays.device)]
+    return rays[:, picks.sort().values.to(rays.device)]
 
 
-def _sampled_fit(rays: _Rays) -> tuple[Tensor, Tensor]:
-    """The best of the minimal samples of B cameras, refined by fits without outliers; `_limit` [B, 1, 1] of it."""
+def _sampled_fit(rays: _Rays) -> Tensor:
+    """The best of the minimal samples of B cameras, refined by fits without outliers."""
     # float32 is enough to choose by, at half the cost; all that is computed from the choice is float64.
-    x, d, products = (each.float() for each in rays)
-    step = -(-x.shape[-1] // _SCORED_RAYS)
-    scored = zip(*(each[..., ::step].contiguous().split(_SCORED_CAMERAS) for each in (x, d, products)), strict=True)
+    x, d, xx, inverse = (each.float() for each in (rays.x, rays.d, rays.xx, rays.inverse))
     hypotheses = _minimal_fits(x, d)
-    best = [_best(part, _Rays(*them)) for part, them in zip(hypotheses.split(_SCORED_CAMERAS), scored, strict=True)]
-    matrix = _take(hypotheses, torch.cat(best)).double()
-    sines = _square_sines(matrix[:, None], rays)
+    step = -(-x.shape[-1] // _SCORED_RAYS)
+    scored = (each[..., ::step].contiguous().split(_SCORED_CAMERAS) for each in (x, d, xx, inverse))
+    parts = zip(hypotheses.split(_SCORED_CAMERAS), *scored, strict=True)
+    matrix = _take(hypotheses, torch.cat([_best(*part) for part in parts])).double()
     for _ in range(_REFINEMENTS):
-        matrix = _fit(_moments(rays, _weights(*sines, _limit(sines[0]))))
-        sines = _square_sines(matrix[:, None], rays)
-    return matrix, _limit(sines[0])
+        square_sine, square = _square_sines(matrix, rays)
+        matrix = _fit(_moments(rays, _weights(square_sine, square, _limit(square_sine))))
+    return matrix
 
 
-def _best(hypotheses: Tensor, rays: _Rays) -> Tensor:
+def _best(hypotheses: Tensor, x: Tensor, d: Tensor, xx: Tensor, inverse: Tensor) -> Tensor:
     """Number [B] of the hypothesis with the smallest sum of log squared sines: far rays cost little more than near."""
-    dot, square = _projections(hypotheses, rays)
-    cost = (1 + _SCORE_SINE**2 - dot.square() / square).log().sum(-1)
+    products = (x[:, :, None] * d[:, None]).flatten(1, 2)  # x_a d_c at 3a + c
+    dot = hypotheses.mT.flatten(-2) @ products
+    square = multiply(hypotheses.mT, hypotheses).flatten(-2) @ xx[:, _PAIR.flatten()]  # xᵀ (AᵀA) x
+    cost = ((1 - dot.square() / square * inverse).clamp(min=0) + _SCORE_SINE**2).log().sum(-1)
     return cost.nan_to_num(nan=torch.inf).argmin(-1)
 
 
@@ -332,19 +347,14 @@ def _weights(square_sine: Tensor, square: Tensor, limit: Tensor) -> Tensor:
     return torch.where(square_sine < limit, 1 / square.clamp(min=1e-12), 0.0)
 
 
-def _square_sines(matrices: Tensor, rays: _Rays) -> tuple[Tensor, Tensor]:
-    """Of K matrices a camera [..., K, 3, 3]: squared sines of the angles between A x and d, and |A x|², [..., K, N].
+def _square_sines(matrix: Tensor, rays: _Rays) -> tuple[Tensor, Tensor]:
+    """Squared sines of the angles between A x and d, and |A x|², [..., 1, N] each, for A [..., 3, 3].
 
     Neither the sign of A nor that of d counts, as in the fit.
     """
-    dot, square = _projections(matrices, rays)
-    return (1 - dot.square() / square).clamp(min=0), square
-
-
-def _projections(matrices: Tensor, rays: _Rays) -> tuple[Tensor, Tensor]:
-    """d · A x and |A x|², [..., K, N]."""
-    mapped = (matrices.flatten(-3, -2) @ rays.x).unflatten(-2, (-1, 3))
-    return matrices.mT.flatten(-2) @ rays.products, mapped.square().sum(-2)
+    mapped = matrix @ rays.x
+    square, dot = mapped.square().sum(-2, keepdim=True), (mapped * rays.d).sum(-2, keepdim=True)
+    return (1 - dot.square() / square * rays.inverse).clamp(min=0), square
 
 
 def _minimal_fits(x: Tensor, d: Tensor) -> Tensor:
@@ -352,19 +362,29 @@ def _minimal_fits(x: Tensor, d: Tensor) -> Tensor:
 
     Degenerate samples give zeros or NaN, which score worst. From [..., 3, N] twice, d unit.
     """
-    picks = _minimal_samples(x.shape[-1]).to(x.device)
-    x, d = x[..., picks], d[..., picks]  # [..., 3, 4, hypotheses]
-    x_normal, d_normal = (torch.linalg.cross(r[..., (1, 2, 0), :], r[..., (2, 0, 1), :], dim=-3) for r in (x, d))
-    factor = (d_normal * d[..., 3:, :]).sum(-3) / (x_normal * x[..., 3:, :]).sum(-3)
-    parts = (factor[..., None, :, :] * d[..., :3, :])[..., :, None, :, :] * x_normal[..., None, :, :, :]
+    index = _minimal_samples(x.shape[-1]).to(x.device)
+
+    def picked(rays: Tensor) -> tuple[Tensor, ...]:
+        found = rays.gather(-1, index.flatten().expand(*rays.shape[:-1], -1))  # x[..., index] takes six times as long
+        return found.unflatten(-1, index.shape).split((3, 3, 3, 1), dim=-2)
+
+    _, *x_others, x_fourth = picked(x)
+    d, *d_others, d_fourth = picked(d)  # [..., 3, 3, hypotheses]
+    x_normal, d_normal = (torch.linalg.cross(*others, dim=-3) for others in (x_others, d_others))
+    factor = (d_normal * d_fourth).sum(-3) / (x_normal * x_fourth).sum(-3)
+    parts = (factor[..., None, :, :] * d)[..., :, None, :, :] * x_normal[..., None, :, :, :]
     return parts.sum(-2).movedim(-1, -3).contiguous()
 
 
 @functools.lru_cache(maxsize=16)
 def _minimal_samples(count: int) -> Tensor:
-    """Numbers of 4 different rays out of `count`, [4, hypotheses]: the same for every camera, on every device."""
+    """Numbers of rays out of `count`, [10, hypotheses], the same for every camera, on every device.
+
+    Three rays i, the j and k that make a triple with each, and a fourth ray; the four are different.
+    """
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(_HYPOTHESES, count, generator=generator).topk(4, dim=-1).indices.mT.contiguous()
+    four = torch.rand(_HYPOTHESES, count, generator=generator).topk(4, dim=-1).indices.mT
+    return four[[0, 1, 2, 1, 2, 0, 2, 0, 1, 3]].contiguous()
 
 
 def _take(hypotheses: Tensor, best: Tensor) -> Tensor:

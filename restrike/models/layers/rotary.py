@@ -14,10 +14,13 @@ from torch import Tensor
 
 
 class RotaryTable(NamedTuple):
-    """Cosines and sines, each [..., N, head_dim] in float32, to be broadcast against [B, num_heads, N, head_dim]."""
+    """Each [..., N, head_dim] in float32, to be broadcast against [B, num_heads, N, head_dim].
+
+    A rotation takes the partner's sine with a minus for the first of each pair; the table has the sign already.
+    """
 
     cos: Tensor
-    sin: Tensor
+    signed_sin: Tensor
 
     def repeat(self, times: int) -> RotaryTable:
         """The table of `times` sequences put one after another."""
@@ -47,12 +50,12 @@ def rotary_table(positions: Tensor, head_dim: int, base: float = 100.0) -> Rotar
     quarter = head_dim // 4
     exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
     angles = positions[..., None].float() * base**-exponent  # [..., N, 2, Q]
-    angles = torch.cat([angles, angles], dim=-1).flatten(-2)
-    return RotaryTable(angles.cos(), angles.sin())
+    cos, sin = angles.cos(), angles.sin()
+    return RotaryTable(torch.cat([cos, cos], dim=-1).flatten(-2), torch.cat([-sin, sin], dim=-1).flatten(-2))
 
 
 def rotate_channels(x: Tensor, table: RotaryTable) -> Tensor:
     """Turn queries or keys [B, num_heads, N, head_dim]; the result is float32 at least."""
-    quarters = x.unflatten(-1, (2, 2, -1))  # axis, half of the pair, frequency
-    turned = torch.stack([-quarters[..., 1, :], quarters[..., 0, :]], dim=-2).flatten(-3)
-    return x * table.cos + turned * table.sin
+    y_first, y_second, x_first, x_second = x.chunk(4, dim=-1)
+    partners = torch.cat([y_second, y_first, x_second, x_first], dim=-1)
+    return torch.addcmul(x * table.cos, partners, table.signed_sin)
