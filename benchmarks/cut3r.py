@@ -40,7 +40,7 @@ SMALL = {
 }  # fmt: skip
 TINY = {
     "enc_embed_dim": 256, "enc_depth": 4, "enc_num_heads": 8, "dec_embed_dim": 192, "dec_depth": 4,
-    "dec_num_heads": 6, "state_dec_num_heads": 8, "state_size": 196, "local_mem_size": 48,
+    "dec_num_heads": 6, "state_dec_num_heads": 8, "state_size": 100, "local_mem_size": 48,
 }  # fmt: skip
 LENGTHS = (8, 32, 256)  # views
 CHUNK = 8  # views that a stream is given at a time
@@ -240,7 +240,8 @@ def look(views: int, how: list[str]) -> None:
     """What that process does: "stream" or "whole" inference, or training ("all", "frozen", "checkpointing",
     "truncated")."""
     size = (224, 224)
-    net = built("cut3r_224_linear", **SMALL, grad_checkpointing="checkpointing" in how)
+    sizes = TINY if how in (["stream"], ["whole"]) else SMALL
+    net = built("cut3r_224_linear", **sizes, grad_checkpointing="checkpointing" in how)
     if "stream" in how:
         stream, view = Stream(net), pictures(1, size)[:, 0]
         for _ in range(views):
@@ -277,7 +278,7 @@ def inference_memory() -> Row:
     """The stream's must not grow."""
     few, many = 8, 256
     return Row(
-        name=f"CUT3R inference memory per further view, small, 224x224 (stream: {few} to {many}, whole: to 40)",
+        name=f"CUT3R inference memory per further view, tiny, 224x224 (stream: {few} to {many}, whole: to 40)",
         ours=f"{growth_mib(few, many, 'stream'):.2f} MiB (stream)",
         peer=f"{growth_mib(few, 40, 'whole'):.1f} MiB (whole sequence at once)",
         command=f"`{COMMAND}`",

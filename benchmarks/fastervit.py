@@ -36,8 +36,9 @@ from restrike.optim import WeightAverage
 TOLERANCE = 1e-4
 DECAY, MESA_RATIO, TEMPERATURE, MESA_WEIGHT = 0.9998, 0.25, 3.0, 50.0  # of the released recipe
 ANY_RES = (576, 960)
-# Of each part on a CPU, so that it ends within five minutes; compiling takes half a minute a form and batch size.
+# Of each part on a CPU. Inference gets two threads, so that all four parts together end within five minutes.
 VARIANTS = {"inference": ("0", "2"), "large": ("4",), "compiled": ("0",), "any-res": ("0",), "training": ("0",)}
+THREADS = {"training": 1}
 
 
 def pair(variant: str, name: str = "faster_vit_{}_224", **arguments: Any) -> tuple[nn.Module, nn.Module]:
@@ -87,11 +88,12 @@ class Bench:
 
     def compiled(self, variants: Sequence[str]) -> None:
         """torch.compile of the inference form against the released code, as it stands and compiled."""
+        batches = self.batches[-1:]  # one more would be compiled again
         for variant in variants:
-            self._forms(f"FasterViT-{variant} inference", pair(variant), {"compiled": _compiled})
+            self._forms(f"FasterViT-{variant} inference", pair(variant), {"compiled": _compiled}, batches)
         ours, peer = pair(variants[0])
         title = f"FasterViT-{variants[0]} inference, against the compiled peer"
-        self._forms(title, (ours, torch.compile(peer)), {"compiled": _compiled}, self.batches[-1:])  # type: ignore[arg-type]
+        self._forms(title, (ours, torch.compile(peer)), {"compiled": _compiled}, batches)  # type: ignore[arg-type]
 
     def any_res(self, variants: Sequence[str]) -> None:
         """One image of 576 x 960."""
@@ -217,16 +219,17 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS["fastervit"])
     parser.add_argument("--variants", nargs="+", help="default: those of the part")
     parser.add_argument("--batches", nargs="+", type=int, help="1 and 8; on a GPU 128")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="1 for training, else 2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
-    pin_threads(args.threads)
+    threads = args.threads or THREADS.get(args.part, 2)
+    pin_threads(threads)
     is_gpu = args.device != "cpu"
     bench = Bench(args.part, args.device, args.batches or ([128] if is_gpu else [1, 8]))
     getattr(bench, args.part.replace("-", "_"))(args.variants or VARIANTS[args.part])
     if not args.no_record:
-        record(*bench.rows, where=environment("timm", "fastervit"))
+        record(*bench.rows, where=f"{environment('timm', 'fastervit')}; {threads} thread(s)")
 
 
 if __name__ == "__main__":
