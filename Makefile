@@ -108,7 +108,7 @@ format: $(STAMP) ## let ruff mend what it can
 smoke: $(STAMP) ## two steps of every recipe at smoke size
 	$(VENV)/bin/python -m pytest tests/configs $(ARGS)
 
-bench: $(STAMP) ## measure every speed claim beside its peer and rewrite docs/benchmarks.md (under 40 minutes on 2 cores)
+bench: $(STAMP) ## measure every speed target beside its peer and rewrite docs/benchmarks.md (under 40 minutes on 2 cores)
 	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -q --no-deps fastervit==1.0.0
 	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -q -c constraints.txt litdata
 	$(VENV)/bin/python -m benchmarks $(ARGS)

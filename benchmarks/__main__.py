@@ -22,15 +22,8 @@ from benchmarks.targets import MEASURES, ON_GPU, PARTS, listing
 
 HERE = Path(__file__).resolve().parent
 FRAME = ("harness", "targets")
-# Of the processes that measure, unless set already.
-SURROUNDINGS = {
-    # glibc keeps freed memory. By itself it returns some, by rules that depend on all that was allocated before, and
-    # either side may then spend most of its time on page faults, in one process and not in the next.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    # numpy's BLAS has threads that wait busily, so that its calls would cost more processor time than they take.
-    "OPENBLAS_NUM_THREADS": "1",
-}
+# numpy's BLAS has threads that wait busily, so that its calls would cost more processor time than they take.
+SURROUNDINGS = {"OPENBLAS_NUM_THREADS": "1"}
 NAMES = sorted(file.stem for file in HERE.glob("*.py") if not file.stem.startswith("_") and file.stem not in FRAME)
 
 

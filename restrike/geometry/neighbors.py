@@ -105,13 +105,15 @@ def _search(queries: _Leaves, points: _Leaves, k: int) -> tuple[Tensor, Tensor]:
             active = active[bounds[active, leaf[active]] <= best[active, :, -1].amax(1)]
             if len(active) == 0:
                 break
-            # Of a leaf's queries, few are nearer to the next box than to what they have found.
-            boxes, own = leaf[active], queries.points[active]
-            worst = best[active, :, -1]
-            rows, columns = (_square_gap(own, points, boxes) <= worst).nonzero().unbind(1)
-            squares = _squared_distances(own[rows, :, columns], points.points.index_select(0, boxes[rows]))
-            indices = points.indices.index_select(0, boxes[rows])
-            place = active[rows], columns
+            boxes, own, worst = leaf[active], queries.points[active], best[active, :, -1]
+            place: tuple[Tensor, ...] = (active,)
+            if not worst.isinf().all():  # of a leaf's queries, few are nearer to the next box than to what they have
+                rows, columns = (_square_gap(own, points, boxes) <= worst).nonzero().unbind(1)
+                boxes, own, place = boxes[rows], own[rows, :, columns, None], (active[rows], columns)
+            squares = _squared_distances(own, points.points.index_select(0, boxes))
+            indices = points.indices.index_select(0, boxes)[:, None].expand_as(squares)
+            if len(place) == 2:  # a query a row
+                squares, indices = squares[:, 0], indices[:, 0]
             best[place], found[place] = _nearest(best[place], found[place], squares, indices, k)
         bounds.scatter_(1, visits, torch.inf)
     return best, found
@@ -124,17 +126,21 @@ def _square_gap(points: Tensor, leaves: _Leaves, numbers: Tensor) -> Tensor:
 
 
 def _squared_distances(points: Tensor, others: Tensor) -> Tensor:
-    """[Q, m] from [Q, 3] and [Q, 3, m]."""
-    total = torch.zeros_like(others[:, 0])
-    for axis in range(3):
-        difference = others[:, axis] - points[:, axis, None]
+    """[Q, n, m] from [Q, 3, n] and [Q, 3, m]."""
+    total = others[:, 0, None, :] - points[:, 0, :, None]
+    total.square_()
+    for axis in (1, 2):
+        difference = others[:, axis, None, :] - points[:, axis, :, None]
         total.addcmul_(difference, difference)
     return total
 
 
 def _nearest(best: Tensor, found: Tensor, squares: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of [Q, k] and [Q, m] squared distances, in order, and their indices; negative ones don't count."""
-    squares = squares.masked_fill(indices < 0, torch.inf)
+    """The k smallest of [..., k] and [..., m] squared distances, in order, and their indices.
+
+    `squares` is changed: where its index is negative, it becomes infinite.
+    """
+    squares.masked_fill_(indices < 0, torch.inf)
     if k == 1:  # half as long as the general way
         squares, place = squares.min(dim=-1, keepdim=True)
         indices = indices.gather(-1, place)

@@ -315,11 +315,12 @@ def _sampled_fit(rays: _Rays) -> Tensor:
     """The best of the minimal samples of B cameras, refined by fits without outliers."""
     # float32 is enough to choose by, at half the cost; all that is computed from the choice is float64.
     x, d, xx, inverse = (each.float() for each in (rays.x, rays.d, rays.xx, rays.inverse))
-    hypotheses = _minimal_fits(x, d)
     step = -(-x.shape[-1] // _SCORED_RAYS)
-    scored = (each[..., ::step].contiguous().split(_SCORED_CAMERAS) for each in (x, d, xx, inverse))
-    parts = zip(hypotheses.split(_SCORED_CAMERAS), *scored, strict=True)
-    matrix = _take(hypotheses, torch.cat([_best(*part) for part in parts])).double()
+    best = []
+    for part in zip(*(each.split(_SCORED_CAMERAS) for each in (x, d, xx, inverse)), strict=True):
+        hypotheses = _minimal_fits(*part[:2])
+        best.append(_take(hypotheses, _best(hypotheses, *(each[..., ::step].contiguous() for each in part))))
+    matrix = torch.cat(best).double()
     for _ in range(_REFINEMENTS):
         square_sine, square = _square_sines(matrix, rays)
         matrix = _fit(_moments(rays, _weights(square_sine, square, _limit(square_sine))))
