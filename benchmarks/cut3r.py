@@ -309,7 +309,7 @@ def training_memory() -> list[Row]:
 def rollouts() -> list[Row]:
     """Streams of growing length."""
     net = built("cut3r_224_linear", **TINY)
-    return [rollout(net, views, (112, 112)) for views in LENGTHS]
+    return [rollout(net, views, (80, 80)) for views in LENGTHS]
 
 
 def sequences() -> list[Row]:

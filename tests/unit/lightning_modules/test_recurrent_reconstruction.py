@@ -46,8 +46,12 @@ class Steps(Callback):
 
 
 def beyond_rounding(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    """Names whose tensors differ by more than rounding; it may turn the sign of a few of AdamW's steps."""
-    return [n for n in a if float((~torch.isclose(a[n], b[n], atol=2e-5, rtol=1e-4)).float().mean()) > 1e-3]
+    """Names whose tensors differ by more than rounding; it may turn the sign of a few of AdamW's steps.
+
+    A bias of all keys shifts all logits alike, so where no position turns the keys its gradient is rounding alone.
+    """
+    names = [name for name in a if not (name.startswith("net.pose_retriever.") and name.endswith("projk.bias"))]
+    return [n for n in names if float((~torch.isclose(a[n], b[n], atol=2e-5, rtol=1e-4)).float().mean()) > 1e-3]
 
 
 def by_hand(views: list[int]) -> dict[str, Tensor]:
