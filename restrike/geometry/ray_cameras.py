@@ -314,10 +314,11 @@ def _sample(rays: Tensor) -> Tensor:
 def _sampled_fit(rays: _Rays) -> Tensor:
     """The best of the minimal samples of B cameras, refined by fits without outliers."""
     # float32 is enough to choose by, at half the cost; all that is computed from the choice is float64.
-    x, d, xx, inverse = (each.float() for each in (rays.x, rays.d, rays.xx, rays.inverse))
+    # Directions have unit length here: the eighth power of theirs in millimetres, say, is no number in float32.
+    x, d, xx = (each.float() for each in (rays.x, rays.d * rays.inverse.sqrt(), rays.xx))
     step = -(-x.shape[-1] // _SCORED_RAYS)
     best = []
-    for part in zip(*(each.split(_SCORED_CAMERAS) for each in (x, d, xx, inverse)), strict=True):
+    for part in zip(*(each.split(_SCORED_CAMERAS) for each in (x, d, xx)), strict=True):
         hypotheses = _minimal_fits(*part[:2])
         best.append(_take(hypotheses, _best(hypotheses, *(each[..., ::step].contiguous() for each in part))))
     matrix = torch.cat(best).double()
@@ -327,12 +328,12 @@ def _sampled_fit(rays: _Rays) -> Tensor:
     return matrix
 
 
-def _best(hypotheses: Tensor, x: Tensor, d: Tensor, xx: Tensor, inverse: Tensor) -> Tensor:
+def _best(hypotheses: Tensor, x: Tensor, d: Tensor, xx: Tensor) -> Tensor:
     """Number [B] of the hypothesis with the smallest sum of log squared sines: far rays cost little more than near."""
     products = (x[:, :, None] * d[:, None]).flatten(1, 2)  # x_a d_c at 3a + c
     dot = hypotheses.mT.flatten(-2) @ products
     square = multiply(hypotheses.mT, hypotheses).flatten(-2) @ xx[:, _PAIR.flatten()]  # xᵀ (AᵀA) x
-    cost = ((1 - dot.square() / square * inverse).clamp(min=0) + _SCORE_SINE**2).log().sum(-1)
+    cost = ((1 - dot.square() / square).clamp(min=0) + _SCORE_SINE**2).log().sum(-1)
     return cost.nan_to_num(nan=torch.inf).argmin(-1)
 
 
@@ -361,7 +362,7 @@ def _square_sines(matrix: Tensor, rays: _Rays) -> tuple[Tensor, Tensor]:
 def _minimal_fits(x: Tensor, d: Tensor) -> Tensor:
     """A [..., hypotheses, 3, 3] through 4 rays each: A = Σ_i λ_i d_i (x_j × x_k)ᵀ, λ from the fourth ray.
 
-    Degenerate samples give zeros or NaN, which score worst. From [..., 3, N] twice, d unit.
+    Degenerate samples give zeros or NaN, which score worst. From [..., 3, N] twice.
     """
     index = _minimal_samples(x.shape[-1]).to(x.device)
 

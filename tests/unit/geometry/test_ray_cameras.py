@@ -72,6 +72,21 @@ def test_a_few_wild_rays_among_many_good_ones_are_not_overlooked(seed: int, coun
     assert degrees_off(g.cameras_from_rays(origins, wild, coords).world_to_camera, cameras).max() < 0.5
 
 
+@pytest.mark.parametrize(("world", "image"), [(1e6, 1.0), (1e-6, 1.0), (1.0, 1000.0), (1e6, 1000.0)])
+def test_units_of_world_and_image_do_not_matter_to_the_robust_fit(world: float, image: float) -> None:
+    cameras, _, coords, origins, endpoints = bundles(0)
+    generator = torch.Generator().manual_seed(0)
+    wild = torch.rand(2, 3, PATCHES**2, 1, generator=generator) < 0.33
+    noise = torch.randn(endpoints.shape, generator=generator, dtype=torch.float64)
+    endpoints = endpoints + torch.where(wild, 2.0, 0.002) * noise
+    expected = g.cameras_from_rays(origins, endpoints, coords)
+    got = g.cameras_from_rays(world * origins, world * endpoints, image * (coords + 1))  # pixels count from a corner
+    assert degrees_off(got.world_to_camera, cameras).max() < 0.5
+    torch.testing.assert_close(got.world_to_camera[..., 3] / world, expected.world_to_camera[..., 3], atol=0.05, rtol=0)
+    focal = expected.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
+    torch.testing.assert_close(got.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2] / image, focal, atol=0, rtol=0.02)
+
+
 def dense(seed: int, noise: float, wild_share: float) -> tuple[Tensor, ...]:
     """Three cameras with 64 x 64 float32 rays each, more than the solver samples."""
     generator = torch.Generator().manual_seed(seed)
