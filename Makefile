@@ -109,7 +109,7 @@ smoke: $(STAMP) ## two steps of every recipe at smoke size
 	$(VENV)/bin/python -m pytest tests/configs $(ARGS)
 
 bench: $(STAMP) ## measure every speed target beside its peer and rewrite docs/benchmarks.md (under 40 minutes on 2 cores)
-	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -q --no-deps fastervit==1.0.0
+	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -q --no-deps -c constraints.txt fastervit
 	$(VENV)/bin/pip install --disable-pip-version-check $(PIP_ARGS) -q -c constraints.txt litdata
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 

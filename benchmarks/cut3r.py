@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import resource
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, assert_close, compare, environment, pin_threads, record
+from benchmarks.harness import Row, assert_close, compare, environment, pin_threads, record, resident_kib
 from restrike.models import build
 from restrike.models.cut3r import CUT3R, Predictions, Stream
 from restrike.models.cut3r.heads import Tokens
@@ -251,7 +250,7 @@ def look(views: int, how: list[str]) -> None:
             net(pictures(views, size))
     else:
         train_once(net.train(), pictures(views, size), how)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(resident_kib("VmHWM") / 1024)
 
 
 def train_once(net: CUT3R, images: Tensor, how: list[str]) -> None:

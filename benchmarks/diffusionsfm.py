@@ -360,7 +360,6 @@ def main() -> None:
     arguments = parser.parse_args()
     pin_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
-    cv2.setNumThreads(arguments.threads)
     where = f"{environment('opencv-python-headless')}; {arguments.threads} thread(s)"
     command = f"`{' '.join([COMMAND, *arguments.part])}`"
     for row in rows(arguments.part):

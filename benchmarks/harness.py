@@ -52,6 +52,12 @@ def pin_threads(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
+def resident_kib(which: str) -> int:
+    """Memory of this process: "VmRSS" is that of now, "VmHWM" the most so far; rusage's holds the parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
     """Seconds of every round, ours and the peer's in the same order."""

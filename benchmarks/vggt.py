@@ -24,7 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cut3r import plain_rotation
-from benchmarks.harness import Row, Timing, assert_close, clock_of, compare_forms, environment, pin_threads, record
+from benchmarks.harness import (
+    Row,
+    Timing,
+    assert_close,
+    clock_of,
+    compare_forms,
+    environment,
+    pin_threads,
+    record,
+    resident_kib,
+)
 from benchmarks.targets import PARTS
 from restrike.losses import LossWeights, MultiViewTargets, multiview_loss
 from restrike.models import build
@@ -142,15 +152,9 @@ def peak_mib(form: str, task: str, views: int, size: tuple[int, int]) -> float:
     net.zero_grad(set_to_none=True)
     images, targets = scene(views, size)
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is now
-    before = _resident_kib("VmRSS")
+    before = resident_kib("VmRSS")
     step(net, task, images, targets)
-    return (_resident_kib("VmHWM") - before) / 1024
-
-
-def _resident_kib(which: str) -> int:
-    """Linux's count, "VmRSS" (now) or "VmHWM" (the most so far); rusage's holds the parent's before exec, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
+    return (resident_kib("VmHWM") - before) / 1024
 
 
 def measured(form: str, task: str, views: int, size: tuple[int, int] = SIZE) -> float:

@@ -48,10 +48,16 @@ class Steps(Callback):
 def beyond_rounding(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names whose tensors differ by more than rounding; it may turn the sign of a few of AdamW's steps.
 
-    A bias of all keys shifts all logits alike, so where no position turns the keys its gradient is rounding alone.
+    A bias of all keys shifts all logits alike, so where no position turns the keys its gradient is rounding alone
+    (1e-9), and AdamW makes a part of a step of it.
     """
-    names = [name for name in a if not (name.startswith("net.pose_retriever.") and name.endswith("projk.bias"))]
-    return [n for n in names if float((~torch.isclose(a[n], b[n], atol=2e-5, rtol=1e-4)).float().mean()) > 1e-3]
+
+    def is_off(name: str) -> bool:
+        is_rounding = name.startswith("net.pose_retriever.") and name.endswith("projk.bias")
+        close = torch.isclose(a[name], b[name], atol=5e-4 if is_rounding else 2e-5, rtol=1e-4)
+        return float((~close).float().mean()) > 1e-3
+
+    return [name for name in a if is_off(name)]
 
 
 def by_hand(views: list[int]) -> dict[str, Tensor]:
